@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Builds vhost._core, the C core, as a cffi API module for the limited ABI.
+
+``VHOST_CFLAGS`` adds compiler flags, for warnings as errors and sanitizers in CI.
+"""
+
+import os
+import shlex
+from pathlib import Path
+
+from cffi import FFI
+
+# The build backend runs this file by exec(); its paths are relative to the project's root, as setuptools wants.
+HERE = Path("csrc")
+SOURCES = ("guard.c", "walk.c", "split.c", "data.c", "blk.c", "driver.c")
+
+ffi = FFI()
+ffi.cdef((HERE / "api.h").read_text())
+ffi.cdef((HERE / "sys.h").read_text())
+extra = shlex.split(os.environ.get("VHOST_CFLAGS", ""))
+ffi.set_source(
+    "vhost._core",
+    '#include <sys/mman.h>\n#include "core.h"\n',
+    sources=[str(HERE / name) for name in SOURCES],
+    include_dirs=[str(HERE)],
+    depends=[str(path) for path in sorted(HERE.glob("*.h"))],
+    extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", *extra],
+    extra_link_args=extra,
+)
