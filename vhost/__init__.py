@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""vhost-user devices and drivers in Python.
+
+The names below are loaded when they are first used, so that ``import vhost`` costs nothing and a program that
+only drives devices loads no backend.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import errors
+    from .backend import serve, serve_async
+    from .devices.device import Device
+    from .frontend import connect, connect_async
+
+__all__ = ("Device", "serve", "serve_async", "connect", "connect_async", "errors", "__version__")
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Device": "vhost.devices.device",
+    "serve": "vhost.backend",
+    "serve_async": "vhost.backend",
+    "connect": "vhost.frontend",
+    "connect_async": "vhost.frontend",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return importlib.import_module("vhost.errors")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'vhost' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The base class of devices: what a device offers, and when it is called.
+
+A device sees queues and chains and nothing else: no socket, no message, no thread, no event loop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from ..errors import DeviceError
+
+if TYPE_CHECKING:
+    from ..virtqueue import Chain, Queue
+
+__all__ = ("Device",)
+
+
+class Device:
+    """A virtio device: override :meth:`process`, or :meth:`handle` for whole batches.
+
+    The object outlives connections. All calls for one queue come one after the other; with
+    :func:`vhost.serve` those for different queues may come from different threads at once, with
+    :func:`vhost.serve_async` all come from the thread of the event loop.
+
+    An exception out of :meth:`handle` or :meth:`process` breaks that one ring: it is logged, the front-end is
+    told through the ring's err descriptor, and the ring rests until it is set up anew.
+    """
+
+    #: Short name, for logs: ``rng``.
+    name: ClassVar[str] = "device"
+    #: Virtio device id, as in the specification ("Device Types"); 0 is "reserved".
+    device_id: ClassVar[int] = 0
+    #: Number of virtqueues.
+    num_queues: int = 1
+    #: The largest ring a front-end may choose: a power of two up to 32768.
+    max_queue_size: int = 1024
+    #: The device's own virtio feature bits; transport and ring bits are added by the backend.
+    features: int = 0
+    #: The most descriptors of a chain, None: the size of the ring, as the specification says.
+    max_chain: int | None = None
+    #: Whether the back-end, and not the front-end, supplies the configuration space.
+    offers_config: bool = False
+
+    def config(self) -> bytes:
+        """The whole configuration space; ``b""`` for none."""
+        return b""
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """The driver writes `data` at `offset` of the configuration space.
+
+        Front-ends write whatever part they like, some the whole space for each byte that the guest writes.
+
+        :raises DeviceError: the write is refused; the base class refuses all.
+        """
+        raise DeviceError(
+            f"{self.name}: the configuration space is read-only, {len(data)} bytes at offset {offset} refused"
+        )
+
+    def negotiated(self, features: int) -> None:
+        """The front-end has acknowledged `features` (all bits, not only the device's own)."""
+
+    def start(self, queue: Queue) -> None:
+        """The ring of `queue` has started; :meth:`handle` follows as soon as it is enabled."""
+
+    def stop(self, index: int) -> None:
+        """The ring `index` has stopped; its queue will not be seen again."""
+
+    def handle(self, queue: Queue) -> float | None:
+        """Serve what is in `queue`; called whenever there may be something, which may turn out to be nothing.
+
+        :returns: None, or seconds after which to look again even without a kick.
+        """
+        for chain in queue:
+            self.process(chain)
+            chain.push()
+        return None
+
+    def process(self, chain: Chain) -> None:
+        """Serve one request: read it from `chain`, write the answer to it; the caller pushes it.
+
+        :raises NotImplementedError: the device overrides neither this nor :meth:`handle`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines neither process() nor handle()")
+
+    def reset(self) -> None:
+        """Back to the state after power-on: a device reset, or the end of a connection."""
+
+    def close(self) -> None:
+        """Release what the device holds; nothing is called after this."""

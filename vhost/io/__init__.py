@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What both edges, the backend and the frontend, need to move bytes and file descriptors."""
+
+from .sockets import close_fds, recv_fds, send_all, send_fds, wait
+
+__all__ = ("recv_fds", "send_fds", "send_all", "wait", "close_fds")
