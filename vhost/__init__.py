@@ -8,15 +8,15 @@ only drives devices loads no backend.
 import importlib
 from typing import TYPE_CHECKING
 
+from . import errors
+from .version import __version__
+
 if TYPE_CHECKING:
-    from . import errors
     from .backend import serve, serve_async
     from .devices.device import Device
     from .frontend import connect, connect_async
 
 __all__ = ("Device", "serve", "serve_async", "connect", "connect_async", "errors", "__version__")
-
-__version__ = "0.1.0"
 
 _WHERE = {
     "Device": "vhost.devices.device",
@@ -28,8 +28,6 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "errors":
-        return importlib.import_module("vhost.errors")
     if name not in _WHERE:
         raise AttributeError(f"module 'vhost' has no attribute {name!r}")
     value = getattr(importlib.import_module(_WHERE[name]), name)

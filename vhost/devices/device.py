@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import DeviceError
+from vhost.errors import DeviceError
 
 if TYPE_CHECKING:
-    from ..virtqueue import Chain, Queue
+    from vhost.virtqueue import Chain, Queue
 
 __all__ = ("Device",)
 
