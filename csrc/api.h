@@ -60,9 +60,10 @@ struct vh_chain {
     uint32_t written;   /* bytes written: the length of the used element */
     uint64_t read_len;  /* bytes in the readable pieces */
     uint64_t write_len; /* bytes in the writable pieces */
+    uint32_t descs;     /* descriptors walked */
     uint16_t head;
     uint8_t state; /* enum vh_state */
-    uint8_t pad[5];
+    uint8_t write_seen;
 };
 
 enum vh_state {
@@ -115,6 +116,7 @@ struct vh_queue {
     uint64_t popped;  /* statistics, chains */
     uint64_t pushed;
     uint64_t calls;
+    uint64_t call_errors; /* the call fd would not take a notification */
 };
 
 enum vh_feature {

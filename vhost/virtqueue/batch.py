@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Chains popped together: one call into the C core takes them, one returns them."""
+
+from typing import TYPE_CHECKING, Any
+
+from vhost._core import ffi, lib
+from vhost.virtqueue.chain import Buffer, Chain
+
+if TYPE_CHECKING:
+    from vhost.mem import Deferred, Table
+    from vhost.virtqueue.queue import Queue
+
+__all__ = ("Batch",)
+
+
+class Batch:
+    """Up to as many chains as ``Queue.pop`` was asked for; false when there were none.
+
+    It keeps the memory it points into mapped until its last chain is pushed. ``cdata`` is the ``struct vh_batch``
+    for data paths in C.
+    """
+
+    __slots__ = ("_keep", "_queue", "cdata", "mapped", "table")
+
+    def __init__(self, queue: "Queue", chains: int, pieces: int) -> None:
+        self._queue = queue
+        chain, iov = ffi.new("struct vh_chain[]", chains), ffi.new("struct vh_iov[]", pieces)
+        defer = ffi.new("struct vh_defer[]", pieces)
+        self._keep: tuple[Any, ...] = (chain, iov, defer)
+        self.cdata = ffi.new(
+            "struct vh_batch *",
+            {"cap": chains, "cap_iov": pieces, "chain": chain, "iov": iov, "defer": defer},
+        )
+        self.table: Table | None = None
+        self.mapped: Deferred | None = None
+
+    def __len__(self) -> int:
+        return self.cdata.n
+
+    def __getitem__(self, index: int) -> Chain:
+        if not 0 <= index < self.cdata.n:
+            raise IndexError(f"chain {index} of a batch of {self.cdata.n}")
+        return Chain(self, index)
+
+    def __iter__(self) -> Iterator[Chain]:
+        for index in range(self.cdata.n):
+            yield Chain(self, index)
+
+    def left(self) -> Iterator[Chain]:
+        """The chains that are still the device's, after a data path in C has completed the others."""
+        chains = self.cdata.chain
+        for index in range(self.cdata.n):
+            if chains[index].state == lib.VH_POPPED:
+                yield Chain(self, index)
+
+    @property
+    def readable(self) -> int:
+        """Bytes in the readable parts of all chains."""
+        chains = self.cdata.chain
+        return sum(chains[i].read_len for i in range(self.cdata.n))
+
+    @property
+    def writable(self) -> int:
+        """Bytes in the writable parts of all chains."""
+        chains = self.cdata.chain
+        return sum(chains[i].write_len for i in range(self.cdata.n))
+
+    def scatter(self, data: Buffer) -> int:
+        """Deal ``data`` out over the writable parts in order and complete the chains that got some of it.
+
+        A chain without room is completed empty. Returns the number of bytes dealt; call :meth:`push` after.
+        """
+        source = ffi.from_buffer(data)
+        return lib.vh_batch_scatter(self.cdata, source, len(source))
+
+    def push(self) -> None:
+        """Return all chains to the driver: one index store, at most one notification.
+
+        :raises DeviceError: a view of one of them is still exported.
+        """
+        for chain in self.left():
+            chain.done()
+        self._queue.push_done(self)
+
+    def push_chain(self, chain: Chain) -> None:
+        """Return one chain; ``chain.push()`` calls this."""
+        chain.done()
+        self._queue.push_done(self)

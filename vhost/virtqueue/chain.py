@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""One request of the driver: a readable and a writable part, in guest memory, without copies.
+
+The parts are seen as flat byte ranges: how the driver cut them into descriptors says nothing (virtio 1.3, 2.6.4).
+"""
+
+from typing import TYPE_CHECKING
+
+from vhost._core import ffi, lib
+from vhost.errors import DeviceError
+
+if TYPE_CHECKING:
+    from vhost.virtqueue.batch import Batch
+
+__all__ = ("Buffer", "Chain")
+
+#: What data is taken from and copied to.
+Buffer = bytes | bytearray | memoryview
+
+
+class Chain:
+    """A chain of buffers popped from a queue, the device's until it is pushed.
+
+    Synchronization: none; used under the lock of its ring, like its queue.
+    """
+
+    __slots__ = ("_batch", "_c", "_read_at", "_views", "_write_at")
+
+    def __init__(self, batch: "Batch", index: int) -> None:
+        self._batch = batch
+        self._c = batch.cdata.chain[index]
+        self._read_at = 0
+        self._write_at = 0
+        self._views: list[memoryview] = []
+
+    @property
+    def head(self) -> int:
+        """Index of the first descriptor, the chain's name on the ring."""
+        return self._c.head
+
+    @property
+    def readable(self) -> int:
+        """Bytes in the part that the device reads."""
+        return self._c.read_len
+
+    @property
+    def writable(self) -> int:
+        """Bytes in the part that the device writes."""
+        return self._c.write_len
+
+    @property
+    def written(self) -> int:
+        """Bytes written so far, counted from the start of the writable part: the length the driver is told."""
+        return self._c.written
+
+    @property
+    def pushed(self) -> bool:
+        """Whether the chain is back with the driver."""
+        return self._c.state == lib.VH_PUSHED
+
+    def read(self, n: int = -1) -> bytes:
+        """The next ``n`` bytes of the readable part, all that is left if negative; fewer at its end."""
+        self._check()
+        left = self.readable - self._read_at
+        data = bytearray(left if n < 0 else min(n, left))
+        self.readinto(data)
+        return bytes(data)
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fill ``buffer`` with the next bytes of the readable part; returns how many there were."""
+        self._check()
+        to = ffi.from_buffer(buffer, require_writable=True)
+        pieces = self._batch.cdata.iov + self._c.iov
+        n = lib.vh_gather(pieces, self._c.n_read, self._read_at, to, len(to))
+        self._read_at += n
+        return n
+
+    def write(self, data: Buffer) -> int:
+        """Append ``data`` to what was written; returns the bytes for which there was room."""
+        n = self.write_at(self._write_at, data)
+        self._write_at += n
+        return n
+
+    def write_at(self, offset: int, data: Buffer) -> int:
+        """Write ``data`` at ``offset`` of the writable part; returns the bytes for which there was room.
+
+        The used length becomes the end of what was written last, or stays if it is larger.
+        """
+        self._check()
+        if offset < 0:
+            raise ValueError(f"offset {offset}: the writable part begins at 0")
+        source = ffi.from_buffer(data)
+        pieces = self._batch.cdata.iov + self._c.iov + self._c.n_read
+        n = lib.vh_scatter(pieces, self._c.n_write, offset, source, len(source))
+        if n:
+            self.wrote(offset + n)
+        return n
+
+    def readable_iov(self, start: int = 0, n: int | None = None) -> list[memoryview]:
+        """Views of bytes ``[start, start + n)`` of the readable part, for ``os.pwritev``.
+
+        They are released when the chain is pushed.
+        """
+        return self._slice(self._c.iov, self._c.n_read, start, n, writable=False)
+
+    def writable_iov(self, start: int = 0, n: int | None = None) -> list[memoryview]:
+        """Views of bytes ``[start, start + n)`` of the writable part, for ``os.preadv``; say :meth:`wrote` after.
+
+        They are released when the chain is pushed.
+        """
+        return self._slice(self._c.iov + self._c.n_read, self._c.n_write, start, n, writable=True)
+
+    def wrote(self, n: int) -> None:
+        """Say that the first ``n`` bytes of the writable part are written.
+
+        :raises DeviceError: there are not as many.
+        """
+        self._check()
+        if n > self.writable:
+            raise DeviceError(f"{n} bytes said to be written to a chain with room for {self.writable}")
+        self._c.written = max(self._c.written, min(n, 0xFFFFFFFF))
+
+    def push(self) -> None:
+        """Return the chain to the driver, which is told :attr:`written`."""
+        self._batch.push_chain(self)
+
+    def done(self) -> None:
+        """Mark the chain complete, to be returned by the batch's next push; its views are released.
+
+        :raises DeviceError: it was pushed already, or a view of it is still exported.
+        """
+        self._check()
+        for view in self._views:
+            try:
+                view.release()
+            except BufferError as e:
+                raise DeviceError(
+                    f"chain {self.head} is complete, but something still holds a view of it"
+                ) from e
+        self._views.clear()
+        self._c.state = lib.VH_DONE
+
+    def _check(self) -> None:
+        if self._c.state != lib.VH_POPPED:
+            raise DeviceError("this chain is complete; its buffers belong to the driver again")
+
+    def _slice(
+        self, first: int, count: int, start: int, n: int | None, *, writable: bool
+    ) -> list[memoryview]:
+        self._check()
+        iov, views, left = self._batch.cdata.iov, [], n
+        for i in range(first, first + count):
+            base, size = iov[i].base, iov[i].len
+            if start >= size:
+                start -= size
+                continue
+            take = size - start if left is None else min(size - start, left)
+            if take == 0:
+                break
+            view = memoryview(ffi.buffer(ffi.cast("char *", base) + start, take))
+            views.append(view if writable else view.toreadonly())
+            left = None if left is None else left - take
+            start = 0
+        self._views += views
+        return views
