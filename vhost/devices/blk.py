@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""A block device (virtio 1.3, 5.2) on a raw image or a block device of the host.
+
+Reads and writes are served by the C core, a batch at a time; this module serves the requests that are rare:
+flush, serial number, discard, write zeroes, and everything malformed.
+"""
+
+import enum
+import logging
+import os
+import struct
+
+from vhost._core import ffi, lib
+from vhost.devices.blk_config import CONFIG_SIZE, WRITEBACK, BlkConfig, BlkFeature
+from vhost.devices.device import Device
+from vhost.devices.disk import SECTOR, Disk
+from vhost.errors import DeviceError
+from vhost.virtqueue import Chain, Queue
+
+__all__ = ("Blk", "Request", "Status")
+
+
+class Request(enum.IntEnum):
+    """Types of requests (virtio 1.3, 5.2.6)."""
+
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+    DISCARD = 11
+    WRITE_ZEROES = 13
+
+
+class Status(enum.IntEnum):
+    """The last byte of every answer."""
+
+    OK = 0
+    IOERR = 1
+    UNSUPP = 2
+
+
+_HEADER = struct.Struct("<IIQ")  # type, reserved, sector
+_SEGMENT = struct.Struct("<QII")  # sector, sectors, flags
+_UNMAP = 1
+_SERIAL_SIZE = 20
+_SEG_MAX = 126  # with header and status, the descriptors of a ring of 128
+
+_log = logging.getLogger(__name__)
+
+
+class Blk(Device):
+    """A block device.
+
+    :param path: a raw image or a block device.
+    :param read_only: refuse to write, and open it for reading only.
+    :param serial: up to 20 ASCII characters, for ``/dev/disk/by-id`` in the guest.
+    :param num_queues: request queues, 1 to 256; with :func:`vhost.serve` each has a thread.
+    :raises OSError: `path` cannot be opened.
+    :raises DeviceError: `path` is no disk, or another parameter is out of range.
+    """
+
+    name = "blk"
+    device_id = 2
+    offers_config = True
+    max_chain = _SEG_MAX + 2
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        serial: str = "",
+        num_queues: int = 1,
+    ) -> None:
+        if not serial.isascii() or len(serial) > _SERIAL_SIZE:
+            raise DeviceError(f"serial {serial!r}: {_SERIAL_SIZE} ASCII characters are the most")
+        if not 1 <= num_queues <= 256:
+            raise DeviceError(f"{num_queues} queues: 1 to 256 are possible")
+        self.num_queues = num_queues
+        self._serial = serial.encode()
+        self._disk = Disk(path, read_only=read_only)
+        self._config = BlkConfig(self._disk, _SEG_MAX, num_queues)
+        self.features = int(self._config.features())
+        self._core = ffi.new("struct vh_blk *")
+        self._core.fd, self._core.capacity = self._disk.fd, self._disk.size // SECTOR
+        self.reset()
+
+    def reset(self) -> None:
+        self._negotiated = BlkFeature(0)
+        self._warned = False
+        self._set_writeback(True)
+
+    def negotiated(self, features: int) -> None:
+        self._negotiated = BlkFeature(features & self.features)
+        self._set_writeback(BlkFeature.FLUSH in self._negotiated)
+
+    def _set_writeback(self, on: bool) -> None:
+        # A driver that cannot flush gets every write on stable storage, whatever it sets.
+        self._writeback = on
+        through = not (on and BlkFeature.FLUSH in self._negotiated)
+        flags = lib.VH_BLK_WRITE_THROUGH if through else 0
+        self._core.flags = flags | (lib.VH_BLK_READ_ONLY if self._disk.read_only else 0)
+
+    def config(self) -> bytes:
+        return self._config.pack(writeback=self._writeback)
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Take over the cache mode if it is in `data`; the other fields are not the driver's to change."""
+        if offset < 0 or offset + len(data) > CONFIG_SIZE:
+            raise DeviceError(
+                f"blk: {len(data)} bytes at {offset} reach beyond {CONFIG_SIZE} bytes of config"
+            )
+        if not offset <= WRITEBACK < offset + len(data):
+            return
+        value = data[WRITEBACK - offset]
+        if value == self._writeback:
+            return
+        if BlkFeature.CONFIG_WCE not in self._negotiated:
+            raise DeviceError("blk: the driver sets writeback, but did not negotiate CONFIG_WCE")
+        if value > 1:
+            raise DeviceError(f"blk: the driver sets writeback to {value}, which is neither 0 nor 1")
+        if not value:  # nobody will flush what is in the cache now
+            try:
+                self._disk.flush()
+            except OSError as error:
+                raise DeviceError(f"blk: cannot flush the cache: {error.strerror}") from error
+        self._set_writeback(bool(value))
+
+    def close(self) -> None:
+        self._disk.close()
+
+    def handle(self, queue: Queue) -> float | None:
+        while batch := queue.pop():
+            if lib.vh_blk_run(batch.cdata, self._core):
+                for chain in batch.left():
+                    self.process(chain)
+            batch.push()
+        return None
+
+    def process(self, chain: Chain) -> None:
+        if not chain.writable:
+            self._failed("a request without room for its status")
+            return
+        try:
+            status = self._serve(chain)
+        except OSError as error:
+            status = self._failed(str(error))
+        chain.write_at(chain.writable - 1, bytes([status]))
+
+    def _serve(self, chain: Chain) -> Status:
+        header = chain.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            return self._failed(f"a request with {len(header)} bytes of header instead of {_HEADER.size}")
+        kind = _HEADER.unpack(header)[0]
+        if kind == Request.FLUSH:
+            self._disk.flush()
+        elif kind == Request.GET_ID:
+            chain.write(self._serial.ljust(_SERIAL_SIZE, b"\0")[: chain.writable - 1])
+        elif kind == Request.DISCARD and self._disk.can_discard:
+            limits = self._config.max_discard_segments, self._config.max_discard_sectors
+            return self._clear(chain, *limits, zero=False)
+        elif kind == Request.WRITE_ZEROES and not self._disk.read_only:
+            limits = self._config.max_write_zeroes_segments, self._config.max_write_zeroes_sectors
+            return self._clear(chain, *limits, zero=True)
+        elif kind in (Request.IN, Request.OUT):
+            return self._failed(f"a transfer with {chain.readable} bytes out and {chain.writable} in")
+        else:
+            return Status.UNSUPP
+        return Status.OK
+
+    def _clear(self, chain: Chain, max_segments: int, max_sectors: int, *, zero: bool) -> Status:
+        size = chain.readable - _HEADER.size
+        if size % _SEGMENT.size or not 0 < size <= max_segments * _SEGMENT.size:
+            return self._failed(f"{size} bytes of segments: {_SEGMENT.size} each, {max_segments} at most")
+        segments = list(_SEGMENT.iter_unpack(chain.read(size)))
+        # All are checked before the first takes effect.
+        for sector, sectors, flags in segments:
+            if flags & ~(_UNMAP if zero else 0):
+                return Status.UNSUPP
+            if sectors > max_sectors or sector + sectors > self._core.capacity:
+                return self._failed(f"{sectors} sectors at {sector}: {max_sectors} at most, inside the disk")
+        for sector, sectors, flags in segments:
+            if sectors and zero:
+                self._disk.zero(sector * SECTOR, sectors * SECTOR, unmap=bool(flags & _UNMAP))
+            elif sectors:
+                self._disk.discard(sector * SECTOR, sectors * SECTOR)
+        if self._core.flags & lib.VH_BLK_WRITE_THROUGH:
+            self._disk.flush()
+        return Status.OK
+
+    # The driver decides how often this happens, so only the first time since the last reset is news.
+    def _failed(self, why: str) -> Status:
+        _log.log(logging.DEBUG if self._warned else logging.WARNING, "blk: request failed: %s", why)
+        self._warned = True
+        return Status.IOERR
