@@ -110,12 +110,17 @@ class Deferred:
     def __init__(self, addresses: list[int], views: Sequence[memoryview]) -> None:
         #: Host addresses; empty once closed.
         self.addresses = addresses
-        self._views = list(views)
+        self._views = tuple(views)
+
+    @property
+    def views(self) -> tuple[memoryview, ...]:
+        """What keeps the memory mapped; none once closed."""
+        return self._views
 
     def close(self) -> None:
         """Give the memory back, which unmaps grants. Closing twice is harmless."""
         self.addresses = []
-        self._views.clear()
+        self._views = ()
 
     def __enter__(self) -> Self:
         return self

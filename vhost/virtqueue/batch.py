@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Chains popped together: one call into the C core takes them, one returns them."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vhost._core import ffi, lib
@@ -13,14 +14,26 @@ if TYPE_CHECKING:
 __all__ = ("Batch",)
 
 
+class Keeper:
+    """Called when the pointer under a view is gone; until then it keeps the batch's memory mapped."""
+
+    __slots__ = ("_keep",)
+
+    def __init__(self, *keep: object) -> None:
+        self._keep = keep
+
+    def __call__(self, pointer: object) -> None:
+        """Nothing to do but to have been held."""
+
+
 class Batch:
     """Up to as many chains as ``Queue.pop`` was asked for; false when there were none.
 
-    It keeps the memory it points into mapped until its last chain is pushed. ``cdata`` is the ``struct vh_batch``
-    for data paths in C.
+    It keeps the memory it points into mapped until its last chain is pushed. ``cdata`` is the
+    ``struct vh_batch`` for data paths in C.
     """
 
-    __slots__ = ("_keep", "_queue", "cdata", "mapped", "table")
+    __slots__ = ("_keep", "_keeper", "_queue", "cdata", "mapped", "table")
 
     def __init__(self, queue: "Queue", chains: int, pieces: int) -> None:
         self._queue = queue
@@ -33,9 +46,10 @@ class Batch:
         )
         self.table: Table | None = None
         self.mapped: Deferred | None = None
+        self._keeper: Keeper | None = None
 
     def __len__(self) -> int:
-        return self.cdata.n
+        return int(self.cdata.n)
 
     def __getitem__(self, index: int) -> Chain:
         if not 0 <= index < self.cdata.n:
@@ -72,6 +86,18 @@ class Batch:
         """
         source = ffi.from_buffer(data)
         return lib.vh_batch_scatter(self.cdata, source, len(source))
+
+    def keeper(self) -> Keeper:
+        """What keeps this batch's memory mapped under views of it, for chains."""
+        if self._keeper is None:
+            self._keeper = Keeper(self.table, self.mapped.views if self.mapped else ())
+        return self._keeper
+
+    def release(self) -> None:
+        """Let go of the memory: all chains are pushed, or lost with their ring. The queue calls this."""
+        if self.mapped is not None:
+            self.mapped.close()
+        self.mapped = self.table = self._keeper = None
 
     def push(self) -> None:
         """Return all chains to the driver: one index store, at most one notification.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """One request of the driver: a readable and a writable part, in guest memory, without copies.
 
-The parts are seen as flat byte ranges: how the driver cut them into descriptors says nothing (virtio 1.3, 2.6.4).
+The parts are seen as flat byte ranges: how the driver cut them into descriptors says nothing (virtio 1.3,
+2.7.4).
 """
 
 from typing import TYPE_CHECKING
@@ -36,27 +37,27 @@ class Chain:
     @property
     def head(self) -> int:
         """Index of the first descriptor, the chain's name on the ring."""
-        return self._c.head
+        return int(self._c.head)
 
     @property
     def readable(self) -> int:
         """Bytes in the part that the device reads."""
-        return self._c.read_len
+        return int(self._c.read_len)
 
     @property
     def writable(self) -> int:
         """Bytes in the part that the device writes."""
-        return self._c.write_len
+        return int(self._c.write_len)
 
     @property
     def written(self) -> int:
-        """Bytes written so far, counted from the start of the writable part: the length the driver is told."""
-        return self._c.written
+        """Bytes written so far from the start of the writable part: the length the driver is told."""
+        return int(self._c.written)
 
     @property
     def pushed(self) -> bool:
         """Whether the chain is back with the driver."""
-        return self._c.state == lib.VH_PUSHED
+        return bool(self._c.state == lib.VH_PUSHED)
 
     def read(self, n: int = -1) -> bytes:
         """The next ``n`` bytes of the readable part, all that is left if negative; fewer at its end."""
@@ -104,9 +105,9 @@ class Chain:
         return self._slice(self._c.iov, self._c.n_read, start, n, writable=False)
 
     def writable_iov(self, start: int = 0, n: int | None = None) -> list[memoryview]:
-        """Views of bytes ``[start, start + n)`` of the writable part, for ``os.preadv``; say :meth:`wrote` after.
+        """Views of bytes ``[start, start + n)`` of the writable part, for ``os.preadv``.
 
-        They are released when the chain is pushed.
+        Say :meth:`wrote` after. They are released when the chain is pushed.
         """
         return self._slice(self._c.iov + self._c.n_read, self._c.n_write, start, n, writable=True)
 
@@ -157,7 +158,9 @@ class Chain:
             take = size - start if left is None else min(size - start, left)
             if take == 0:
                 break
-            view = memoryview(ffi.buffer(ffi.cast("char *", base) + start, take))
+            # Slices that outlive the chain keep the memory mapped: buffer, pointer, keeper, mappings.
+            pointer = ffi.gc(ffi.cast("char *", base) + start, self._batch.keeper())
+            view = memoryview(ffi.buffer(pointer, take))
             views.append(view if writable else view.toreadonly())
             left = None if left is None else left - take
             start = 0

@@ -14,7 +14,7 @@ class DriverQueue:
     """A split virtqueue as a driver drives it.
 
     :param layout: the ring's size.
-    :param desc: memory of the descriptor table, shared with the device; likewise ``avail`` and ``used``. All zero.
+    :param desc: memory of the descriptor table, zeroed, shared with the device; likewise ``avail``, ``used``.
     :param tables: memory for indirect tables, ``table_len`` descriptors for each entry of the ring, at guest
         address ``tables_gpa``; None to use direct chains only.
 
@@ -70,7 +70,7 @@ class DriverQueue:
     @property
     def free(self) -> int:
         """Descriptors not in use."""
-        return self._d.n_free
+        return int(self._d.n_free)
 
     def add(self, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]]) -> int:
         """Queue a chain of ``(guest address, length)`` buffers; the device sees it after :meth:`publish`.

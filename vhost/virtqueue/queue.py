@@ -25,9 +25,9 @@ _WORDS = {
     lib.VH_E_LOOP: "the chain at descriptor {0} loops: step {1} comes back to a descriptor it had",
     lib.VH_E_CHAIN: "the chain at descriptor {0} has more than {1} descriptors",
     lib.VH_E_ORDER: "the chain at descriptor {0} has a readable buffer behind a writable one, at index {1}",
-    lib.VH_E_NESTED: "the chain at descriptor {0} has an indirect table inside its indirect table, at index {1}",
-    lib.VH_E_INDIRECT_NEXT: "the chain at descriptor {0} has INDIRECT and NEXT in one descriptor, at index {1}",
-    lib.VH_E_INDIRECT_LEN: "the chain at descriptor {0} has an indirect table of {1} bytes; it takes a multiple of 16",
+    lib.VH_E_NESTED: "the chain at descriptor {0} has an indirect table within an indirect one, at index {1}",
+    lib.VH_E_INDIRECT_NEXT: "the chain at descriptor {0} has INDIRECT and NEXT set together, at index {1}",
+    lib.VH_E_INDIRECT_LEN: "the chain at descriptor {0} has an indirect table of {1} bytes; entries are 16",
     lib.VH_E_NO_INDIRECT: "the chain at descriptor {0} is indirect at index {1}, which was not negotiated",
     lib.VH_E_UNMAPPED: "{1} bytes at guest address {0:#x} are not wholly in guest memory",
     lib.VH_E_PIECES: "the chain at descriptor {0} lies in more than {1} pieces of guest memory",
@@ -93,12 +93,12 @@ class Queue:
     @property
     def base(self) -> int:
         """Avail index of the next chain to pop."""
-        return self._q.next_avail
+        return int(self._q.next_avail)
 
     @property
     def call_fd(self) -> int:
         """The eventfd that notifies the driver, -1 for none."""
-        return self._q.call_fd
+        return int(self._q.call_fd)
 
     @call_fd.setter
     def call_fd(self, fd: int) -> None:
@@ -107,22 +107,22 @@ class Queue:
     @property
     def popped(self) -> int:
         """Chains taken since the queue was started."""
-        return self._q.popped
+        return int(self._q.popped)
 
     @property
     def pushed(self) -> int:
         """Chains returned since the queue was started."""
-        return self._q.pushed
+        return int(self._q.pushed)
 
     @property
     def calls(self) -> int:
         """Notifications the driver wanted since the queue was started."""
-        return self._q.calls
+        return int(self._q.calls)
 
     def pop(self, limit: int = BATCH) -> Batch:
         """Take up to ``limit`` chains, at most 64; an empty batch is false.
 
-        :raises VirtqueueError: the driver broke the rules; chains in front of the bad one were returned before.
+        :raises VirtqueueError: the driver broke the rules; those before the bad chain came first.
         """
         batch = self._free.pop() if self._free else Batch(self, BATCH, self._pieces)
         if self.pausing:
@@ -155,11 +155,10 @@ class Queue:
             # The grants of a batch are mapped in one call, and given back before the driver hears of it.
             if next(batch.left(), None) is not None:
                 return
-            batch.mapped.close()
-            batch.mapped = None
+            batch.release()
         lib.vh_push(self._q, batch.cdata)
         if not batch.cdata.pending:
-            batch.table = None
+            batch.release()
             self._free.append(batch)
 
     def kicks_off(self) -> None:
@@ -183,7 +182,7 @@ class Queue:
     def _map(self, batch: Batch) -> int:
         # Buffers in grant regions, all of the batch in one call; before them their indirect tables.
         assert self._table is not None
-        b, n = batch.cdata, batch.cdata.n
+        b, n = batch.cdata, len(batch)
         if b.n_tables:
             tables = [b.defer[i] for i in range(b.n_defer) if b.defer[i].iov == 0xFFFFFFFF]
             with self._memory.map_deferred(self._table, [(t.gpa, t.len, False) for t in tables]) as mapped:
