@@ -46,7 +46,7 @@ class FileSource:
 
 
 class SeededSource:
-    """The same bytes for the same seed, for tests and reproducible guests: no secret to whoever knows the seed.
+    """The same bytes for the same seed, for tests and reproducible guests: no secret to who knows the seed.
 
     The stream is the concatenation, over i = 0, 1, 2, ..., of
     ``hashlib.shake_256(f"{seed}:{i}".encode()).digest(4096)``.

@@ -62,8 +62,10 @@ class Rng(Device):
         if batch.writable <= room:
             given = batch.scatter(self._stock[: batch.writable])
         else:
-            given, share = 0, room // len(batch)
+            given, left = 0, len(batch)
             for chain in batch:
+                share = (room - given) // left
                 given += chain.write(self._stock[given : given + min(share, chain.writable)])
+                left -= 1
         self._stock = self._stock[given:]
         return given
