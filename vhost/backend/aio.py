@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The server for event loops: the same sessions and rings as in ``server``, run by callbacks of one loop."""
+
+import asyncio
+import logging
+import os
+import socket
+
+from vhost.backend.listen import Source
+from vhost.backend.offer import check_device
+from vhost.backend.ring import Ring
+from vhost.backend.server import ACCEPT_PAUSE, READ_SIZE, SEND_TIMEOUT, log_end
+from vhost.backend.session import Session
+from vhost.devices.device import Device
+from vhost.io.sockets import HasFileno, recv_fds, send_fds
+
+__all__ = ("serve_async",)
+
+log = logging.getLogger("vhost.backend")
+
+
+class LoopRunner:
+    """The runner of a ring in the running event loop; each callback serves a limited number of chains."""
+
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._kick = ring.kick.fd
+        self._loop = asyncio.get_running_loop()
+        if self._kick >= 0:
+            self._loop.add_reader(self._kick, self._kicked)
+        self._next: asyncio.Handle = self._loop.call_soon(self._look)
+
+    def stop(self) -> None:
+        """Call no more."""
+        self._next.cancel()
+        if self._kick >= 0:
+            self._loop.remove_reader(self._kick)
+
+    def _kicked(self) -> None:
+        self._ring.kicked()
+        self._look()
+
+    def _look(self) -> None:
+        self._next.cancel()
+        delay = self._ring.service()
+        if self._ring.broken:
+            self.stop()
+        elif delay is not None:
+            self._next = self._loop.call_later(delay, self._look)
+
+
+async def serve_async(
+    device: Device,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    fd: int | None = None,
+    sock: socket.socket | None = None,
+    listen_fds: bool = False,
+    stop: HasFileno | None = None,
+) -> None:
+    """Serve `device` in the running event loop; ends like :func:`vhost.serve`, or by cancellation.
+
+    The device's methods are called in the loop's thread, so they should not block.
+    """
+    check_device(device)
+    source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
+    try:
+        serving = asyncio.ensure_future(_serve(device, source))
+        if stop is None:
+            await serving
+        else:
+            await _until(serving, stop)
+    finally:
+        source.close()
+
+
+async def _until(serving: "asyncio.Future[None]", stop: HasFileno) -> None:
+    loop, stopped = asyncio.get_running_loop(), False
+
+    def end() -> None:
+        nonlocal stopped
+        stopped = True
+        loop.remove_reader(stop.fileno())
+        serving.cancel()
+
+    loop.add_reader(stop.fileno(), end)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+    finally:
+        loop.remove_reader(stop.fileno())
+
+
+async def _serve(device: Device, source: Source) -> None:
+    if not source.listening:
+        await _converse(device, source.sock)
+        return
+    log.info("%s: listening on %s", device.name, source)
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            client, _ = await loop.sock_accept(source.sock)
+        except OSError as error:
+            log.error("%s: cannot accept a connection: %s", device.name, error)
+            await asyncio.sleep(ACCEPT_PAUSE)
+            continue
+        with client:
+            client.setblocking(False)
+            await _converse(device, client)
+
+
+async def _converse(device: Device, sock: socket.socket) -> None:
+    log.info("%s: front-end connected", device.name)
+    session = Session(device, LoopRunner)
+    try:
+        while not session.over:
+            await _ready(sock)
+            try:
+                data, fds = recv_fds(sock, READ_SIZE)
+            except BlockingIOError:
+                continue
+            for answer, riding in session.feed(data, fds):
+                await _send(sock, answer, riding)
+    except Exception as error:
+        log_end(device, error)
+    else:
+        log_end(device, None)
+    finally:
+        session.close()
+
+
+async def _send(sock: socket.socket, data: bytes, fds: list[int]) -> None:
+    rest, deadline = memoryview(data), asyncio.get_running_loop().time() + SEND_TIMEOUT
+    while rest:
+        try:
+            sent = send_fds(sock, rest, fds)
+        except BlockingIOError:
+            await _writable(sock, deadline)
+            continue
+        rest, fds = rest[sent:], []
+
+
+async def _writable(sock: socket.socket, deadline: float) -> None:
+    try:
+        async with asyncio.timeout_at(deadline):
+            await _ready(sock, write=True)
+    except TimeoutError:
+        raise TimeoutError(f"the peer was not ready for {SEND_TIMEOUT:g} s") from None
+
+
+async def _ready(sock: socket.socket, *, write: bool = False) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    add, remove = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add(sock, wake)
+    try:
+        await ready
+    finally:
+        remove(sock)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What a back-end offers for a device: virtio features and protocol features."""
+
+from vhost.devices.device import Device
+from vhost.errors import DeviceError, ProtocolError
+from vhost.mem import Memory
+from vhost.protocol import ProtocolFeature, VirtioFeature
+
+__all__ = ("check_device", "offered_only", "protocol_features", "virtio_features")
+
+# The index of a ring in a message that carries a descriptor has 8 bits.
+_MAX_QUEUES = 256
+_MAX_QUEUE_SIZE = 32768
+
+_RINGS = (
+    VirtioFeature.VERSION_1
+    | VirtioFeature.RING_INDIRECT_DESC
+    | VirtioFeature.RING_EVENT_IDX
+    | VirtioFeature.PROTOCOL_FEATURES
+)
+
+
+def virtio_features(device: Device) -> int:
+    """The device's own bits and those of the rings served here."""
+    return device.features | _RINGS
+
+
+def protocol_features(device: Device) -> int:
+    """The protocol features that the session has handlers for."""
+    offer = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.RESET_DEVICE
+    offer |= ProtocolFeature.XEN_MMAP if Memory.uses_xen else ProtocolFeature.CONFIGURE_MEM_SLOTS
+    if device.offers_config:
+        offer |= ProtocolFeature.CONFIG
+    return offer
+
+
+def offered_only(features: int, offer: int) -> int:
+    """The features a front-end has chosen.
+
+    :raises ProtocolError: among them are some it was not offered.
+    """
+    if extra := features & ~offer:
+        raise ProtocolError(f"the bits {extra:#x} were not offered; the offer is {offer:#x}")
+    return features
+
+
+def check_device(device: Device) -> None:
+    """Refuse a device whose attributes are out of range, before a front-end finds out.
+
+    :raises DeviceError: which, and why.
+    """
+    queues, size = device.num_queues, device.max_queue_size
+    if not 1 <= queues <= _MAX_QUEUES:
+        raise DeviceError(f"{device.name}: num_queues is {queues}; vhost-user has 1 to {_MAX_QUEUES}")
+    if not 0 < size <= _MAX_QUEUE_SIZE or size & (size - 1):
+        raise DeviceError(
+            f"{device.name}: max_queue_size is {size}; a power of two up to {_MAX_QUEUE_SIZE} is needed"
+        )
+    if not 0 <= device.features < 1 << 64:
+        raise DeviceError(f"{device.name}: features are {device.features:#x}; there are 64 bits")

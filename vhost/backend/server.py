@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The blocking server: one socket, one front-end after the other, one thread for each running ring."""
+
+import logging
+import os
+import select
+import socket
+import time
+
+from vhost.backend.listen import Source
+from vhost.backend.offer import check_device
+from vhost.backend.session import Session
+from vhost.backend.worker import Worker
+from vhost.devices.device import Device
+from vhost.errors import RemoteProtocolError
+from vhost.io.sockets import HasFileno, recv_fds, send_all, wait
+
+__all__ = ("serve",)
+
+log = logging.getLogger("vhost.backend")
+
+READ_SIZE = 65536
+# Seconds a front-end may leave an answer unread.
+SEND_TIMEOUT = 10.0
+# Seconds until the next try after the system could not accept a connection (out of descriptors, mostly).
+ACCEPT_PAUSE = 1.0
+
+
+def serve(
+    device: Device,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    fd: int | None = None,
+    sock: socket.socket | None = None,
+    listen_fds: bool = False,
+    stop: HasFileno | None = None,
+) -> None:
+    """Serve `device` to the front-ends that connect, one after the other, until `stop`.
+
+    Give one of `path` (a Unix socket to create), `fd` or `sock` (a listening or a connected socket, taken
+    over) and `listen_fds` (the socket from systemd). With a connected socket this returns when its peer has
+    gone. Front-ends that come while one is served wait in the backlog. The device is not closed at the end.
+
+    :param stop: something with a descriptor that becomes readable when the server is to end, such as
+        :class:`vhost.backend.Stop`.
+    :raises OSError: the socket cannot be had.
+    :raises DeviceError: the device's numbers are out of range.
+    """
+    check_device(device)
+    source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
+    try:
+        if source.listening:
+            log.info("%s: listening on %s", device.name, source)
+            _accept(device, source.sock, stop)
+        else:
+            _converse(device, source.sock, stop)
+    finally:
+        source.close()
+
+
+def _accept(device: Device, listener: socket.socket, stop: HasFileno | None) -> None:
+    while wait(listener, select.POLLIN, stop=stop):
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            continue  # it went away again
+        except OSError as error:
+            log.error("%s: cannot accept a connection: %s", device.name, error)
+            _pause(stop)
+            continue
+        with client:
+            client.setblocking(False)
+            _converse(device, client, stop)
+
+
+def _pause(stop: HasFileno | None) -> None:
+    if stop is None:
+        time.sleep(ACCEPT_PAUSE)
+    else:
+        select.select([stop], [], [], ACCEPT_PAUSE)
+
+
+def _converse(device: Device, sock: socket.socket, stop: HasFileno | None) -> None:
+    log.info("%s: front-end connected", device.name)
+    session = Session(device, Worker)
+    try:
+        while not session.over and wait(sock, select.POLLIN, stop=stop):
+            try:
+                data, fds = recv_fds(sock, READ_SIZE)
+            except BlockingIOError:
+                continue
+            for answer, riding in session.feed(data, fds):
+                if not send_all(sock, answer, riding, timeout=SEND_TIMEOUT, stop=stop):
+                    return
+    except Exception as error:
+        log_end(device, error)
+    else:
+        log_end(device, None)
+    finally:
+        session.close()
+
+
+def log_end(device: Device, error: Exception | None) -> None:
+    """Say how a connection ended: as it should, by the peer's doing, or by a fault of our own."""
+    if error is None:
+        log.info("%s: connection ended", device.name)
+    elif isinstance(error, (RemoteProtocolError, TimeoutError)):
+        log.warning("%s: connection dropped: %s", device.name, error)
+    elif isinstance(error, OSError):
+        log.info("%s: connection lost: %s", device.name, error)
+    else:
+        log.error("%s: connection dropped by a fault of the back-end", device.name, exc_info=error)

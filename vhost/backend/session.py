@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""One connection of a front-end: what each request does to the device, its rings and the guest's memory.
+
+Bytes and descriptors go in, the bytes and descriptors of the answers come out. Knows no socket, no thread and
+no event loop: how rings are run is a parameter.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from vhost.backend.addresses import RingAddresses
+from vhost.backend.offer import offered_only, protocol_features, virtio_features
+from vhost.backend.ring import Ring, Runner
+from vhost.devices.device import Device
+from vhost.errors import ProtocolError, VhostError
+from vhost.mem import Memory, RegionSpec
+from vhost.protocol import (
+    U64,
+    Channel,
+    Closed,
+    ConfigReply,
+    Connection,
+    MemoryRegion,
+    Message,
+    Payload,
+    Rejected,
+    Request,
+    Side,
+    VirtioFeature,
+    VringBase,
+)
+from vhost.protocol import frontend_messages as fe
+from vhost.protocol.rings import RingEvent
+
+__all__ = ("Session",)
+
+log = logging.getLogger("vhost.backend")
+
+#: What goes to the socket: bytes, and the descriptors that ride on the first of them.
+Output = tuple[bytes, list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Handler:
+    call: Callable[["Session", Any, Request], Payload | None]
+    before_owner: bool
+
+
+_HANDLERS: dict[type[Message], _Handler] = {}
+_M = TypeVar("_M", bound=Message)
+_Method = Callable[["Session", _M, Request], Payload | None]
+
+
+def _handles(kind: type[_M], *, before_owner: bool = False) -> Callable[[_Method[_M]], _Method[_M]]:
+    """Enter a method as the one that serves `kind`; it returns the answer where one is always due.
+
+    :param before_owner: SET_OWNER need not have come.
+    """
+
+    def enter(method: _Method[_M]) -> _Method[_M]:
+        _HANDLERS[kind] = _Handler(method, before_owner)
+        return method
+
+    return enter
+
+
+class Session:
+    """The state of one connection.
+
+    :param device: outlives the session.
+    :param run: makes the runner of a ring: a thread, or callbacks of an event loop.
+    """
+
+    def __init__(self, device: Device, run: Callable[[Ring], Runner]) -> None:
+        self.device = device
+        self.memory = Memory()
+        self.rings = [Ring(index, device, self.memory, run) for index in range(device.num_queues)]
+        #: The front-end has gone, between two messages.
+        self.over = False
+        self._owned = False
+        self._connection = Connection(Channel.FRONTEND, Side.RESPONDER)
+        self._connection.offered_features = virtio_features(device)
+        self._connection.offered_protocol_features = protocol_features(device)
+
+    def feed(self, data: bytes, fds: Sequence[int]) -> Iterator[Output]:
+        """Take what one read brought, act, and say what to send, one answer after the other.
+
+        :raises RemoteProtocolError: the stream is out of step; the connection is of no more use.
+        """
+        self._connection.receive(data, fds)
+        while (event := self._connection.next_event()) is not None:
+            if isinstance(event, Closed):
+                self.over = True
+            elif isinstance(event, Request):
+                if (output := self._serve(event)) is not None:
+                    yield output
+            elif isinstance(event, Rejected):
+                log.warning("%s: refused: %s", self.device.name, event.error)
+                if (output := self._connection.ack(event, 1)) is not None:
+                    yield output
+
+    def close(self) -> None:
+        """Stop the rings, give back memory and descriptors, and put the device into its first state."""
+        with ExitStack() as stack:
+            stack.callback(self._connection.close)
+            stack.callback(self._reset)
+            stack.callback(self.memory.clear)
+            for ring in self.rings:
+                stack.callback(ring.close)
+
+    def _reset(self) -> None:
+        try:
+            self.device.reset()
+        except Exception:
+            log.exception("%s: the device failed to reset", self.device.name)
+
+    def _serve(self, request: Request) -> Output | None:
+        message = request.message
+        log.debug("%s: %s", self.device.name, message)
+        try:
+            handler = _HANDLERS.get(type(message))
+            if handler is None:
+                raise ProtocolError(f"{message.name} is not supported by this back-end")
+            if not (self._owned or handler.before_owner):
+                raise ProtocolError(f"{message.name} before SET_OWNER")
+            value = handler.call(self, message, request)
+        except (VhostError, OSError) as error:
+            log.warning("%s: refused: %s: %s", self.device.name, message, error)
+            return self._connection.ack(request, 1)
+        except Exception:
+            log.exception("%s: failed: %s", self.device.name, message)
+            return self._connection.ack(request, 1)
+        if value is not None:
+            return self._connection.reply(request, value)
+        return self._connection.ack(request)
+
+    # ---- features ----
+
+    @_handles(fe.GetFeatures, before_owner=True)
+    def _get_features(self, _: fe.GetFeatures, request: Request) -> U64:
+        return U64(virtio_features(self.device))
+
+    @_handles(fe.SetFeatures, before_owner=True)
+    def _set_features(self, message: fe.SetFeatures, request: Request) -> None:
+        features = offered_only(message.features, virtio_features(self.device))
+        self.device.negotiated(features)
+        log.info("%s: virtio features %#x negotiated", self.device.name, features)
+        for ring in self.rings:
+            ring.features = features
+            if not features & VirtioFeature.PROTOCOL_FEATURES:
+                ring.apply(RingEvent.FEATURES_WITHOUT_PROTOCOL)
+
+    @_handles(fe.GetProtocolFeatures, before_owner=True)
+    def _get_protocol_features(self, _: fe.GetProtocolFeatures, request: Request) -> U64:
+        return U64(protocol_features(self.device))
+
+    @_handles(fe.SetProtocolFeatures, before_owner=True)
+    def _set_protocol_features(self, message: fe.SetProtocolFeatures, request: Request) -> None:
+        features = offered_only(message.features, protocol_features(self.device))
+        log.info("%s: protocol features %#x negotiated", self.device.name, features)
+
+    @_handles(fe.GetQueueNum, before_owner=True)
+    def _get_queue_num(self, _: fe.GetQueueNum, request: Request) -> U64:
+        return U64(len(self.rings))
+
+    # ---- owner and reset ----
+
+    @_handles(fe.SetOwner, before_owner=True)
+    def _set_owner(self, _: fe.SetOwner, request: Request) -> None:
+        self._owned = True
+
+    @_handles(fe.ResetOwner, before_owner=True)
+    def _reset_owner(self, _: fe.ResetOwner, request: Request) -> None:
+        # Deprecated, and read in two ways: to disable the rings is the one that hurts nobody.
+        for ring in self.rings:
+            ring.apply(RingEvent.RESET_OWNER)
+
+    @_handles(fe.ResetDevice, before_owner=True)
+    def _reset_device(self, _: fe.ResetDevice, request: Request) -> None:
+        for ring in self.rings:
+            ring.stop()
+            ring.apply(RingEvent.RESET_DEVICE)
+        self.device.reset()
+
+    # ---- memory ----
+
+    @_handles(fe.SetMemTable)
+    def _set_mem_table(self, message: fe.SetMemTable, request: Request) -> None:
+        specs = [_spec(region) for region in message.regions]
+        with self._memory_changed():
+            self.memory.replace(list(zip(specs, request.take_fds(), strict=True)))
+
+    @_handles(fe.GetMaxMemSlots, before_owner=True)
+    def _get_max_mem_slots(self, _: fe.GetMaxMemSlots, request: Request) -> U64:
+        return U64(self.memory.max_regions)
+
+    @_handles(fe.AddMemReg)
+    def _add_mem_reg(self, message: fe.AddMemReg, request: Request) -> None:
+        # Rings keep their pages, and find the new table when they next pop.
+        self.memory.add(_spec(message.region), request.take_fd())
+
+    @_handles(fe.RemMemReg)
+    def _rem_mem_reg(self, message: fe.RemMemReg, request: Request) -> None:
+        with self._memory_changed():
+            self.memory.remove(_spec(message.region))
+
+    def _memory_changed(self) -> ExitStack:
+        stack = ExitStack()
+        for ring in self.rings:
+            stack.enter_context(ring.changed())
+        return stack
+
+    # ---- rings ----
+
+    @_handles(fe.SetVringNum)
+    def _set_vring_num(self, message: fe.SetVringNum, request: Request) -> None:
+        self._ring(message.index).set_size(message.num)
+
+    @_handles(fe.SetVringAddr)
+    def _set_vring_addr(self, message: fe.SetVringAddr, request: Request) -> None:
+        if message.flags:
+            raise ProtocolError(f"flags {message.flags:#x}: logging of dirty pages was not offered")
+        addresses = RingAddresses(message.descriptor, message.available, message.used)
+        self._ring(message.index).set_addresses(addresses)
+
+    @_handles(fe.SetVringBase)
+    def _set_vring_base(self, message: fe.SetVringBase, request: Request) -> None:
+        self._ring(message.index).set_base(message.base)
+
+    @_handles(fe.GetVringBase)
+    def _get_vring_base(self, message: fe.GetVringBase, request: Request) -> VringBase:
+        return VringBase(message.index, self._ring(message.index).stop())
+
+    @_handles(fe.SetVringKick)
+    def _set_vring_kick(self, message: fe.SetVringKick, request: Request) -> None:
+        self._ring(message.index).set_kick(_optional_fd(message.no_fd, request))
+
+    @_handles(fe.SetVringCall)
+    def _set_vring_call(self, message: fe.SetVringCall, request: Request) -> None:
+        self._ring(message.index).set_call(_optional_fd(message.no_fd, request))
+
+    @_handles(fe.SetVringErr)
+    def _set_vring_err(self, message: fe.SetVringErr, request: Request) -> None:
+        self._ring(message.index).set_err(_optional_fd(message.no_fd, request))
+
+    @_handles(fe.SetVringEnable)
+    def _set_vring_enable(self, message: fe.SetVringEnable, request: Request) -> None:
+        if message.num not in (0, 1):
+            raise ProtocolError(f"{message.num} neither enables (1) nor disables (0)")
+        self._ring(message.index).apply(RingEvent.ENABLE if message.num else RingEvent.DISABLE)
+
+    def _ring(self, index: int) -> Ring:
+        if index >= len(self.rings):
+            raise ProtocolError(f"ring {index} of a device with {len(self.rings)}")
+        return self.rings[index]
+
+    # ---- configuration space ----
+
+    @_handles(fe.GetConfig, before_owner=True)
+    def _get_config(self, message: fe.GetConfig, request: Request) -> ConfigReply:
+        config = self.device.config()
+        if message.offset >= len(config):
+            raise ProtocolError(f"offset {message.offset} of a configuration space of {len(config)} bytes")
+        # Front-ends read the space of the newest specification; fields a device does not have are zero.
+        part = config[message.offset : message.offset + message.size].ljust(message.size, b"\0")
+        return ConfigReply(message.offset, message.flags, part)
+
+    @_handles(fe.SetConfig, before_owner=True)
+    def _set_config(self, message: fe.SetConfig, request: Request) -> None:
+        self.device.set_config(message.offset, message.data)
+
+
+def _spec(region: MemoryRegion) -> RegionSpec:
+    return RegionSpec(
+        region.guest_addr, region.size, region.user_addr, region.mmap_offset, region.xen_flags, region.domid
+    )
+
+
+def _optional_fd(no_fd: bool, request: Request) -> int:
+    return -1 if no_fd else request.take_fd()
