@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""One end of one vhost-user socket, without the socket: bytes and descriptors in, events out.
+
+Knows framing, order, negotiation and who owns a descriptor; not what a message is for, and nothing of I/O.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vhost.errors import LocalProtocolError, RemoteProtocolError
+
+from .events import Closed, Event, Rejected, Reply, Request
+from .features import ProtocolFeature
+from .framing import Frame, Framer
+from .header import Channel, Flag, Header, Side
+from .message import REGISTRY, U64, Message, Payload, ReplyRule, Terms
+from .quirks import Quirks
+
+__all__ = ("Connection",)
+
+
+class Connection:
+    """One end of one socket.
+
+    :param channel: which socket; :param side: which end of it.
+    :param quirks: how far to go along with the peer.
+    :param max_payload: bytes of payload to take at most; by default what the channel needs.
+    :param max_regions: regions in one SET_MEM_TABLE that we send, and take from a peer without quirks.
+
+    The negotiated state is kept here as SET_FEATURES, SET_PROTOCOL_FEATURES and their questions go by. Its
+    attributes may also be set, and have to be on the back-end request socket, where no negotiation passes.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        side: Side,
+        *,
+        quirks: Quirks | None = None,
+        max_payload: int | None = None,
+        max_regions: int = 8,
+    ) -> None:
+        self.channel = channel
+        self.side = side
+        self.terms = Terms(max_regions=max_regions, quirks=quirks or Quirks())
+        self._framer = Framer(channel, side, max_payload or channel.max_payload)
+        self._max_payload = max_payload or channel.max_payload
+        self._messages = REGISTRY[channel]
+        self._pending: deque[tuple[Message, ReplyRule]] = deque()  # sent and not answered yet
+        self._event: Event | None = None  # the one the caller is working on
+        self._undo: tuple[Request, Terms] | None = None  # what to go back to if that request is refused
+        self._error: RemoteProtocolError | None = None
+        self._over = False
+        self._closed = False
+
+    # ---- negotiated state ----------------------------------------------------------------------------------
+
+    @property
+    def features(self) -> int:
+        """Negotiated virtio features."""
+        return self.terms.features
+
+    @features.setter
+    def features(self, value: int) -> None:
+        self.terms.features = value
+
+    @property
+    def protocol_features(self) -> int:
+        """Negotiated protocol features; on the GPU socket those of GPU."""
+        return self.terms.protocol_features
+
+    @protocol_features.setter
+    def protocol_features(self, value: int) -> None:
+        self.terms.protocol_features = value
+
+    @property
+    def offered_features(self) -> int:
+        """Virtio features the back-end offers."""
+        return self.terms.offered_features
+
+    @offered_features.setter
+    def offered_features(self, value: int) -> None:
+        self.terms.offered_features = value
+
+    @property
+    def offered_protocol_features(self) -> int:
+        """Protocol features the back-end offers; on the GPU socket those the front-end offers."""
+        return self.terms.offered_protocol_features
+
+    @offered_protocol_features.setter
+    def offered_protocol_features(self, value: int) -> None:
+        self.terms.offered_protocol_features = value
+
+    # ---- receiving -----------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes | bytearray | memoryview, fds: Sequence[int] = ()) -> None:
+        """Take what one read brought.
+
+        :param data: bytes of the stream; empty for its end.
+        :param fds: descriptors that came with them. They are ours from here on, whatever happens. They belong
+            to the last message that begins in *data*, or else to the message in progress.
+        """
+        self._framer.receive(data, fds, ignore=self._closed or self._error is not None)
+
+    def wanted(self) -> int:
+        """How many bytes to ask for in the next read: a hint, between 4 KiB and 256 KiB."""
+        return min(max(self._framer.missing, 4096), 256 << 10)
+
+    def next_event(self) -> Event | None:
+        """What has arrived, in order; None if more has to be read first.
+
+        Closes the descriptors of the event before that nobody took.
+
+        :raises RemoteProtocolError: the stream is out of step or an answer is wrong. Nothing more can be
+            received; the same error is raised again.
+        """
+        if self._event is not None:
+            self._event.drop()
+        self._event = self._undo = None
+        if self._error is not None:
+            raise self._error
+        try:
+            frame = None if self._closed else self._framer.next_frame()
+            if frame is not None:
+                self._event = self._request(frame) if self.side is Side.RESPONDER else self._reply(frame)
+            elif self._framer.ended and not self._over and not self._closed:
+                self._over = True
+                self._event = Closed()
+        except RemoteProtocolError as error:
+            self._error = error
+            self._framer.close()
+            raise
+        return self._event
+
+    def _request(self, frame: Frame) -> Request | Rejected:
+        code, flags, _ = frame.header
+        kind = self._messages.get(code)
+        acked = bool(flags & Flag.NEED_REPLY) and self._acks
+        try:
+            if kind is None:
+                raise RemoteProtocolError(f"request {code} on the socket for {self.channel.label} is unknown")
+            if reason := kind.gate.closed(self.terms):
+                raise RemoteProtocolError(f"{kind.name} is not allowed: {reason}")
+            message = kind.decode(frame.payload, self.terms)
+            self._check_fds(kind.name, frame.fd_count, message.fd_range(), message.stray_fds(self.terms))
+        except RemoteProtocolError as error:
+            frame.drop()
+            rule = ReplyRule.ACK if kind is None else kind.reply
+            if self.channel is Channel.GPU and kind is None:
+                rule = ReplyRule.NEVER
+            name = f"request {code}" if kind is None else kind.name
+            return Rejected(code, name, acked and rule is ReplyRule.ACK, error, kind, rule)
+        before = replace(self.terms)
+        message.settle(self.terms)
+        rule = message.rule(self.terms)
+        # A request that itself brings REPLY_ACK is acknowledged, as every known back-end does.
+        acked = bool(flags & Flag.NEED_REPLY) and (acked or self._acks)
+        request = Request(message, acked and rule is ReplyRule.ACK, rule, _fds=frame.fds)
+        self._undo = request, before
+        return request
+
+    def _reply(self, frame: Frame) -> Reply:
+        try:
+            if not self._pending:
+                raise RemoteProtocolError(
+                    f"an answer to request {frame.header.request}, but nothing was asked"
+                )
+            message, rule = self._pending.popleft()
+            if frame.header.request != message.request:
+                raise RemoteProtocolError(
+                    f"an answer to request {frame.header.request} instead of {message.name}"
+                )
+            value: Payload
+            if rule is ReplyRule.VALUE:
+                value = message.decode_reply(frame.payload, self.terms)
+                code = message.code(value, frame.fd_count)
+            else:
+                value = U64.decode(frame.payload, self.terms)
+                code = value.value
+            least, most = message.reply_fds
+            self._check_fds(f"the answer to {message.name}", frame.fd_count, (0 if code else least, most))
+            message.settle_reply(value, self.terms)
+        except RemoteProtocolError:
+            frame.drop()
+            raise
+        return Reply(value, message, code, _fds=frame.fds)
+
+    def _check_fds(self, what: str, count: int, allowed: tuple[int, int], strays: int = 0) -> None:
+        least, most = allowed
+        if not least <= count <= most + strays:
+            wanted = f"{least}" if least == most else f"{least} to {most}"
+            raise RemoteProtocolError(f"{what} came with {count} descriptors, not {wanted}")
+        send_fd = ProtocolFeature.BACKEND_SEND_FD
+        if count and self.channel is Channel.BACKEND and not self.terms.protocol_features & send_fd:
+            raise RemoteProtocolError(f"{what} came with descriptors, but {send_fd!r} is not negotiated")
+
+    @property
+    def _acks(self) -> bool:
+        return self.channel is not Channel.GPU and bool(
+            self.terms.protocol_features & ProtocolFeature.REPLY_ACK
+        )
+
+    # ---- sending -------------------------------------------------------------------------------------------
+
+    def send(
+        self, message: Message, fds: Sequence[int] = (), *, need_reply: bool | None = None
+    ) -> tuple[bytes, list[int]]:
+        """The bytes and descriptors of a request of ours, to be written together.
+
+        The descriptors stay the caller's. Answers arrive in the order of the requests they belong to.
+
+        :param need_reply: ask for an acknowledgement. None: do so if REPLY_ACK is negotiated and the message
+            has no answer of its own.
+        :raises LocalProtocolError: the message is not allowed now, has the wrong number of descriptors, or a
+            field does not fit.
+        """
+        self._check_open(Side.REQUESTER, "send requests")
+        if message.channel is not self.channel:
+            raise LocalProtocolError(f"{message.name} is not for the socket for {self.channel.label}")
+        if reason := message.gate.closed(self.terms):
+            raise LocalProtocolError(f"{message.name} may not be sent: {reason}")
+        self._check_own_fds(message.name, len(fds), message.fd_range())
+        rule = message.rule(self.terms)
+        if need_reply and not self._acks:
+            raise LocalProtocolError(f"{message.name} cannot ask for a reply: REPLY_ACK is not negotiated")
+        if need_reply is None:
+            need_reply = rule is ReplyRule.ACK and self._acks and message.asks_ack
+        data = self._pack(message.request, Flag.NEED_REPLY if need_reply else 0, message, None)
+        if need_reply or rule in (ReplyRule.VALUE, ReplyRule.STATUS):
+            self._pending.append((message, rule))
+        message.settle(self.terms)
+        return data, list(fds)
+
+    def reply(self, request: Request, value: Payload, fds: Sequence[int] = ()) -> tuple[bytes, list[int]]:
+        """The bytes and descriptors of the answer to a request that is always answered.
+
+        The descriptors stay the caller's.
+
+        :raises LocalProtocolError: the request takes no such answer, or has been answered.
+        """
+        message, rule = request.message, request.rule
+        if rule not in (ReplyRule.VALUE, ReplyRule.STATUS):
+            raise LocalProtocolError(f"{message.name} takes no answer of its own: use ack()")
+        wanted = message.reply_type if rule is ReplyRule.VALUE else U64
+        if not isinstance(value, wanted):
+            raise LocalProtocolError(f"{message.name} is answered with {wanted.__name__}, not with {value!r}")
+        code = (
+            value.value
+            if rule is ReplyRule.STATUS and isinstance(value, U64)
+            else message.code(value, len(fds))
+        )
+        least, most = message.reply_fds
+        self._check_own_fds(f"the answer to {message.name}", len(fds), (0 if code else least, most))
+        data = self._answer(request, value)
+        message.settle_reply(value, self.terms)
+        return data, list(fds)
+
+    def ack(self, request: Request | Rejected, code: int = 0) -> tuple[bytes, list[int]] | None:
+        """The acknowledgement of a request, None if none is due.
+
+        For a request that is always answered, and failed: the form its answer then has.
+
+        :param code: 0 for success. A refused request takes back what it changed in the negotiated state.
+        :raises LocalProtocolError: the request is answered with a value, or has been answered.
+        """
+        if code and self._undo is not None and self._undo[0] is request:
+            self.terms = self._undo[1]
+        if request.rule is ReplyRule.VALUE:
+            kind = request.message if isinstance(request, Request) else request.kind
+            if not code or kind is None:
+                raise LocalProtocolError(f"{request} is answered with a value: use reply()")
+            return self._answer(request, kind.failure(code)), []
+        if request.need_reply or request.rule is ReplyRule.STATUS:
+            return self._answer(request, U64(code)), []
+        return None
+
+    def _answer(self, request: Request | Rejected, value: Payload) -> bytes:
+        self._check_open(Side.RESPONDER, "answer")
+        if request.answered:
+            raise LocalProtocolError(f"{request} has been answered")
+        if isinstance(request, Request):
+            message: Message | None = request.message if request.rule is ReplyRule.VALUE else None
+            data = self._pack(request.message.request, Flag.REPLY, value, message)
+        else:
+            data = self._pack(request.request, Flag.REPLY, value, None)
+        request.answered = True
+        return data
+
+    def _pack(self, request: int, flags: int, value: Payload, answered: Message | None) -> bytes:
+        try:
+            data = value.encode(self.terms) if answered is None else answered.encode_reply(value, self.terms)
+        except (struct.error, TypeError, ValueError) as error:
+            raise LocalProtocolError(f"{value} does not fit its layout: {error}") from error
+        if len(data) > self._max_payload:
+            raise LocalProtocolError(
+                f"{value.name} has {len(data)} bytes, the limit here is {self._max_payload}"
+            )
+        return Header(request, flags | self.channel.version, len(data)).pack() + data
+
+    def _check_own_fds(self, what: str, count: int, allowed: tuple[int, int]) -> None:
+        try:
+            self._check_fds(what, count, allowed)
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(str(error)) from None
+
+    def _check_open(self, side: Side, what: str) -> None:
+        if self.side is not side:
+            raise LocalProtocolError(f"this end of the socket for {self.channel.label} does not {what}")
+        if self._closed:
+            raise LocalProtocolError(f"the connection is closed: it cannot {what} any more")
+
+    def close(self) -> None:
+        """Close all descriptors that nobody took; what is received after this is thrown away."""
+        self._closed = True
+        self._framer.close()
+        if self._event is not None:
+            self._event.drop()
+            self._event = None

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What all messages have in common: layout, descriptors, reply rule, gate, and the registry by code.
+
+A message is a frozen value whose class is a row of the specification's tables; :func:`message` turns the
+declaration into that class. Nothing here knows a single message.
+"""
+
+import enum
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Self, TypeVar, dataclass_transform
+
+from vhost.errors import RemoteProtocolError
+
+from .features import REQUIRES, GpuProtocolFeature, ProtocolFeature, VirtioFeature
+from .header import Channel
+from .quirks import Quirks
+
+__all__ = (
+    "Terms",
+    "Gate",
+    "ReplyRule",
+    "Payload",
+    "Empty",
+    "U64",
+    "Message",
+    "REGISTRY",
+    "message",
+    "payload",
+)
+
+
+@dataclass(slots=True)
+class Terms:
+    """What one socket has agreed on so far; layouts and gates depend on it."""
+
+    features: int = 0
+    protocol_features: int = 0  # on the GPU socket: GpuProtocolFeature
+    offered_features: int = 0
+    offered_protocol_features: int = 0
+    postcopy: bool = False  # from POSTCOPY_LISTEN to POSTCOPY_END
+    max_regions: int = 8  # in one SET_MEM_TABLE
+    quirks: Quirks = field(default_factory=Quirks)
+
+    @property
+    def xen(self) -> bool:
+        """Whether memory regions carry the two Xen fields."""
+        return bool(self.protocol_features & ProtocolFeature.XEN_MMAP)
+
+
+_NO_PROTOCOL = ProtocolFeature(0)
+_NO_VIRTIO = VirtioFeature(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What has to be negotiated before a message may be sent.
+
+    :param protocol: protocol features that must all be negotiated.
+    :param virtio: virtio features that must all be negotiated.
+    :param offered: virtio features the back-end must have offered.
+    :param without: protocol features of which none may be negotiated.
+    """
+
+    protocol: ProtocolFeature | GpuProtocolFeature = _NO_PROTOCOL
+    virtio: VirtioFeature = _NO_VIRTIO
+    offered: VirtioFeature = _NO_VIRTIO
+    without: ProtocolFeature = _NO_PROTOCOL
+
+    @classmethod
+    def of(cls, feature: ProtocolFeature | GpuProtocolFeature) -> Self:
+        """The gate of one feature and of those it requires."""
+        if isinstance(feature, ProtocolFeature):
+            for one, needs in REQUIRES.items():
+                feature |= needs if one in feature else ProtocolFeature(0)
+        return cls(protocol=feature)
+
+    def closed(self, terms: Terms) -> str:
+        """Why the message may not be sent under *terms*; empty if it may."""
+        if self.protocol & ~terms.protocol_features:
+            return f"{type(self.protocol)(self.protocol & ~terms.protocol_features)!r} is not negotiated"
+        if self.virtio & ~terms.features:
+            return f"{VirtioFeature(self.virtio & ~terms.features)!r} is not negotiated"
+        if self.offered & ~terms.offered_features:
+            return f"{VirtioFeature(self.offered & ~terms.offered_features)!r} is not offered"
+        if self.without & terms.protocol_features:
+            return f"{self.without!r} is negotiated, which excludes it"
+        return ""
+
+
+class ReplyRule(enum.Enum):
+    """When a message is answered, and with what."""
+
+    NEVER = enum.auto()
+    ACK = enum.auto()  #: with a u64, 0 for success, if REPLY_ACK is negotiated and NEED_REPLY set
+    STATUS = enum.auto()  #: always, with such a u64
+    VALUE = enum.auto()  #: always, with a value of the message's reply_type
+
+
+_HEX = ("addr", "iova", "offset", "features", "descriptor", "used", "available", "log", "value", "size")
+
+
+def _show(name: str, value: object) -> str:
+    if isinstance(value, bytes):
+        return f"{name}={value.hex()}" if len(value) <= 16 else f"{name}=<{len(value)} bytes>"
+    if isinstance(value, bool):
+        return f"{name}={value:d}"
+    if isinstance(value, int):
+        return f"{name}={value:#x}" if name.endswith(_HEX) else f"{name}={value}"
+    if isinstance(value, tuple):
+        return f"{name}=[{', '.join(map(str, value))}]"
+    return f"{name}={value}"
+
+
+class Payload:
+    """A frozen value with a layout: the payload of a request or of a reply.
+
+    :cvar layout: the fields in wire order.
+    """
+
+    __slots__ = ()
+    layout: ClassVar[struct.Struct] = struct.Struct("=")
+    name: ClassVar[str] = ""
+    _fields: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def decode(cls, data: bytes, terms: Terms) -> Self:
+        """The value that *data* holds, all of it.
+
+        :raises RemoteProtocolError: size or content is not what the layout allows.
+        """
+        if len(data) != cls.layout.size:
+            raise cls.wrong_size(data, str(cls.layout.size))
+        return cls(*cls.layout.unpack(data))
+
+    def encode(self, terms: Terms) -> bytes:
+        """The bytes of this value.
+
+        :raises struct.error: a field does not fit its place.
+        """
+        return self.layout.pack(*[getattr(self, name) for name in self._fields])
+
+    @classmethod
+    def wrong_size(cls, data: bytes, wanted: str) -> RemoteProtocolError:
+        """The error to raise when *data* has the wrong size."""
+        return RemoteProtocolError(f"{cls.name} has a payload of {len(data)} bytes, not {wanted}")
+
+    def __str__(self) -> str:
+        return " ".join((self.name, *(_show(name, getattr(self, name)) for name in self._fields)))
+
+
+_P = TypeVar("_P", bound=Payload)
+
+
+@dataclass_transform(frozen_default=True)
+def payload(layout: str = "") -> Callable[[type[_P]], type[_P]]:
+    """Class decorator: a frozen, slotted dataclass with a layout, its fields in wire order."""
+
+    def build(cls: type[_P]) -> type[_P]:
+        built = dataclass(frozen=True, slots=True)(cls)
+        built.layout = struct.Struct("=" + layout)
+        built._fields = tuple(entry.name for entry in fields(built))  # type: ignore[arg-type]
+        built.name = built.name or built.__name__
+        return built
+
+    return build
+
+
+@payload()
+class Empty(Payload):
+    """No payload: the reply that carries a descriptor only, or the failure of a message with a value."""
+
+
+@payload("Q")
+class U64(Payload):
+    """A number, a set of features, or a status."""
+
+    value: int
+
+
+class Message(Payload):
+    """A request of one of the three channels.
+
+    :cvar request: code in the header.
+    :cvar name: name in the specification.
+    :cvar fds: how many descriptors come along, least and most.
+    :cvar reply: when it is answered; *reply_type* with what, *reply_fds* with how many descriptors.
+    :cvar gate: what must be negotiated first.
+    """
+
+    __slots__ = ()
+    channel: ClassVar[Channel]
+    request: ClassVar[int]
+    fds: ClassVar[tuple[int, int]] = (0, 0)
+    reply: ClassVar[ReplyRule] = ReplyRule.ACK
+    reply_type: ClassVar[type[Payload]] = U64
+    reply_fds: ClassVar[tuple[int, int]] = (0, 0)
+    gate: ClassVar[Gate] = Gate()
+    asks_ack: ClassVar[bool] = True  # whether to set NEED_REPLY where it means something
+
+    def fd_range(self) -> tuple[int, int]:
+        """Descriptors this very message needs and takes, least and most."""
+        return self.fds
+
+    def stray_fds(self, terms: Terms) -> int:
+        """Descriptors beyond these that a peer may add by mistake; they are closed."""
+        return 0
+
+    def rule(self, terms: Terms) -> ReplyRule:
+        """The reply rule of this very message."""
+        return self.reply
+
+    def settle(self, terms: Terms) -> None:
+        """Put into *terms* what this message, once sent or received, changes there."""
+
+    def encode_reply(self, value: Payload, terms: Terms) -> bytes:
+        """The bytes of an answer to this message."""
+        return value.encode(terms)
+
+    def decode_reply(self, data: bytes, terms: Terms) -> Payload:
+        """The answer in *data*; :class:`Empty` where a value was due says that the peer failed.
+
+        :raises RemoteProtocolError: it cannot be an answer to this message.
+        """
+        if not data and self.reply_type is not Empty:
+            return Empty()
+        return self.reply_type.decode(data, terms)
+
+    def settle_reply(self, value: Payload, terms: Terms) -> None:
+        """Put into *terms* what the answer *value*, once sent or received, changes there."""
+
+    def code(self, value: Payload, fds: int) -> int:
+        """What an answer means: 0 for success, else the failure the peer tells.
+
+        :param fds: number of descriptors with the answer.
+        """
+        return int(type(value) is not self.reply_type)
+
+    @classmethod
+    def failure(cls, code: int) -> Payload:
+        """The answer that tells failure *code*, for a message that is answered with a value."""
+        return Empty()
+
+
+#: Every message class, by channel and code.
+REGISTRY: dict[Channel, dict[int, type[Message]]] = {channel: {} for channel in Channel}
+
+_M = TypeVar("_M", bound=Message)
+
+
+@dataclass_transform(frozen_default=True)
+def message(
+    request: int,
+    name: str,
+    layout: str = "",
+    *,
+    fds: int | tuple[int, int] = 0,
+    reply: ReplyRule | type[Payload] | None = None,
+    reply_fds: int | tuple[int, int] = 0,
+    gate: ProtocolFeature | GpuProtocolFeature | Gate | None = None,
+) -> Callable[[type[_M]], type[_M]]:
+    """Class decorator: one row of a message table.
+
+    :param request: code in the header; *name* as in the specification.
+    :param layout: :mod:`struct` codes of the fields, without byte order; ``x`` is padding.
+    :param fds: descriptors, exactly or least and most; *reply_fds* those of the answer.
+    :param reply: the rule, or the type of value it is always answered with.
+    :param gate: the feature it needs, or a whole :class:`Gate`.
+    """
+
+    def build(cls: type[_M]) -> type[_M]:
+        built = payload(layout)(cls)
+        built.request, built.name = request, name
+        built.fds = (fds, fds) if isinstance(fds, int) else fds
+        built.reply_fds = (reply_fds, reply_fds) if isinstance(reply_fds, int) else reply_fds
+        if isinstance(reply, ReplyRule):
+            built.reply = reply
+        elif reply is not None:
+            built.reply, built.reply_type = ReplyRule.VALUE, reply
+        if gate is not None:
+            built.gate = gate if isinstance(gate, Gate) else Gate.of(gate)
+        REGISTRY[built.channel][request] = built
+        return built
+
+    return build
