@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The options that all daemons have, and the numbers that options take."""
+
+import argparse
+import os
+from collections.abc import Callable
+
+from vhost.version import __version__
+
+__all__ = ("make_parser", "finish", "number")
+
+_EPILOG = """\
+QEMU, after this program has been started with --socket-path={path}:
+
+  qemu-system-x86_64 ... -m 1G -machine q35,memory-backend=mem \\
+    -object memory-backend-memfd,id=mem,size=1G,share=on \\
+    -chardev socket,id=c0,path={path} \\
+    -device {device},chardev=c0
+
+The guest's memory must be shared (share=on). Under systemd, socket activation (LISTEN_FDS), Type=notify and
+journal priorities work without options. VHOST_LOG=LOGGER=LEVEL,... sets log levels one by one.
+
+exit status: 0 after SIGTERM or SIGINT, and when the peer of a connected --fd is gone; 1 failure; 2 usage.
+"""
+
+
+def make_parser(
+    prog: str, description: str, *, path: str, device: str, many: bool = False
+) -> argparse.ArgumentParser:
+    """A parser with the common options.
+
+    :param path: socket in the QEMU lines of the help, and `device` the QEMU device there.
+    :param many: offer to serve several sockets.
+    """
+    parser = argparse.ArgumentParser(
+        prog,
+        description=description,
+        epilog=_EPILOG.format(path=path, device=device),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    where = parser.add_argument_group("where to serve (default: the socket that systemd passes)")
+    one = where.add_mutually_exclusive_group()
+    one.add_argument("-s", "--socket-path", metavar="PATH", help="make a Unix socket there and listen")
+    one.add_argument(
+        "--fd",
+        "--socket-fd",
+        metavar="FDNUM",
+        type=number(0, None),
+        help="use this inherited Unix socket, which either listens or is connected",
+    )
+    parser.set_defaults(socket_count=1)
+    if many:
+        where.add_argument(
+            "-c",
+            "--socket-count",
+            metavar="N",
+            type=number(1, 256),
+            default=1,
+            help="serve N guests at PATH0, PATH1, ...; with 1, the default, PATH itself is the socket",
+        )
+    common = parser.add_argument_group("common options")
+    common.add_argument("-v", "--verbose", action="count", default=0, help="log more")
+    common.add_argument("-q", "--quiet", action="count", default=0, help="log less: -q warnings, -qq errors")
+    common.add_argument(
+        "--print-capabilities", action="store_true", help="print what this program can do as JSON, and exit"
+    )
+    common.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    return parser
+
+
+def finish(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parse `argv`; options that do not fit together end the program with status 2."""
+    args = parser.parse_args(argv)
+    if args.socket_path is None and args.fd is None and "LISTEN_FDS" not in os.environ:
+        parser.error("nowhere to serve: give --socket-path=PATH or --fd=FDNUM")
+    if args.socket_path == "":
+        parser.error("argument -s/--socket-path: the path is empty")
+    if args.socket_path is None and args.socket_count > 1:
+        parser.error("argument -c/--socket-count: several sockets need --socket-path")
+    return args
+
+
+def number(least: int, most: int | None) -> Callable[[str], int]:
+    """The ``type`` of an option that takes an integer from `least` to `most` (None: no limit)."""
+
+    def convert(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            limits = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{value} is not {limits}")
+        return value
+
+    convert.__name__ = "number"  # argparse says "invalid number value"
+    return convert

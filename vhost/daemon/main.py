@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What every daemon does once it knows its options: serve until a signal or the end of a connected socket.
+
+What a user can cause ends with one line and a status; only faults of the program itself end in a traceback.
+"""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from vhost.daemon.args import finish
+from vhost.daemon.logging import configure
+from vhost.daemon.systemd import notify
+from vhost.errors import VhostError
+
+if TYPE_CHECKING:
+    from vhost.backend import Stop
+    from vhost.backend.listen import Source
+    from vhost.devices.device import Device
+
+__all__ = ("run",)
+
+_log = logging.getLogger(__name__)
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    capabilities: Mapping[str, str | Sequence[str]],
+    make_devices: "Callable[[argparse.Namespace], list[Device]]",
+) -> int:
+    """Run a daemon from its command line to its end.
+
+    :param capabilities: what ``--print-capabilities`` prints, by the keys of the vhost-user conventions.
+    :param make_devices: makes ``socket_count`` devices.
+    :returns: the exit status.
+    """
+    argv = sys.argv[1:]
+    if "--print-capabilities" in argv:  # whatever else is there
+        sys.stdout.write(json.dumps(capabilities) + "\n")
+        return 0
+    args = finish(parser, argv)
+    try:
+        configure(parser.prog, args.verbose - args.quiet)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        _serve(args, make_devices)
+    except (VhostError, OSError, ImportError) as error:
+        _log.error("%s", _one_line(error))
+        return 1
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace], list[Device]]") -> None:
+    from vhost.backend import Stop  # after the options, so that help and mistakes cost no start-up
+    from vhost.backend.listen import Source
+
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        devices = make_devices(args)
+        for device in devices:
+            stack.callback(device.close)
+        sources: list[Source] = []
+        for index in range(args.socket_count):
+            if args.socket_path is None:
+                sources.append(Source(fd=args.fd, listen_fds=args.fd is None))
+            else:
+                sources.append(Source(args.socket_path + (str(index) if args.socket_count > 1 else "")))
+            stack.callback(sources[-1].close)
+        notify("READY=1")
+        _serve_all(devices, sources, stop)
+        notify("STOPPING=1")
+
+
+def _serve_all(devices: "list[Device]", sources: "list[Source]", stop: "Stop") -> None:
+    """Serve each device at its source; the first that fails ends the others."""
+    from vhost.backend import serve
+
+    failures: list[Exception] = []
+
+    def one(device: "Device", source: "Source") -> None:
+        try:
+            serve(device, sock=source.sock, stop=stop)
+        except Exception as error:
+            failures.append(error)
+            stop.set()
+
+    others = [threading.Thread(target=one, args=pair) for pair in zip(devices[1:], sources[1:], strict=True)]
+    for thread in others:
+        thread.start()
+    one(devices[0], sources[0])
+    for thread in others:
+        thread.join()
+    if failures:
+        raise failures[0]
