@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Daemons as a user starts them: the console scripts of the package under test, and QEMU's storage daemon."""
+
+import contextlib
+import os
+import re
+import select
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.lab.prerequisites import console_script, tool
+from tests.lab.process import Process
+
+__all__ = ("Daemon", "ours", "storage_daemon")
+
+START_SECONDS = 20
+
+
+class Daemon(Process):
+    """A daemon that listens.
+
+    :param socket: path of the socket that it serves.
+    """
+
+    socket: Path
+
+    def finish(self) -> None:
+        """Ends one of our daemons as a service manager would, and judges it.
+
+        :raises AssertionError: its status is not 0, or its log has warnings or worse.
+        """
+        status = self.stop()
+        assert status == 0, f"{self.name} ended with status {status} on SIGTERM:\n{self.tail()}"
+        complaints = self.complaints()
+        assert not complaints, f"{self.name} complains:\n" + "\n".join(complaints)
+
+    def complaints(self) -> list[str]:
+        """The lines of the log that are warnings or worse, or no log lines at all (a traceback, say)."""
+        harmless = re.compile(re.escape(self.name) + r": (?!(warning|error|critical): )")
+        return [line for line in self.output().splitlines() if not harmless.match(line)]
+
+
+@contextlib.contextmanager
+def ours(
+    script: str, *options: str | os.PathLike[str], work: Path, logs: Path, name: str
+) -> Iterator[Daemon]:
+    """One of our daemons, from "it listens" on; it is killed in the end unless it has ended before.
+
+    :param script: ``vhost-rng`` or ``vhost-blk``.
+    :param work: folder for its socket; its path must be short.
+    :param logs: folder for its log, ``name``.log.
+    """
+    path = work / f"{name}.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
+        notices.bind(str(work / f"{name}.notify"))
+        argv = [console_script(script), "-v", "--socket-path", path, *options]
+        environment = {"NOTIFY_SOCKET": str(work / f"{name}.notify")}
+        with Daemon(argv, logs / f"{name}.log", environment=environment) as daemon:
+            daemon.socket = path
+            await_ready(daemon, notices)
+            yield daemon
+
+
+def await_ready(daemon: Daemon, notices: socket.socket) -> None:
+    # Waits for the notice that a daemon gives to a service manager (sd_notify(3)), or for its end.
+    while True:
+        readable = select.select([notices, daemon.end_fd], [], [], START_SECONDS)[0]
+        if notices in readable:
+            if b"READY=1" in notices.recv(4096).split(b"\n"):
+                return
+        elif readable:
+            raise AssertionError(
+                f"{daemon.name} ended with {daemon.wait(0)}, not listening:\n{daemon.tail()}"
+            )
+        else:
+            raise AssertionError(f"{daemon.name} is not ready after {START_SECONDS} s:\n{daemon.tail()}")
+
+
+@contextlib.contextmanager
+def storage_daemon(image: Path, *, queues: int, work: Path, logs: Path) -> Iterator[Daemon]:
+    """QEMU's storage daemon that serves ``image``. The socket listens before the daemon runs."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        path = work / "qemu-storage-daemon.sock"
+        listener.bind(str(path))
+        listener.listen()
+        export = f"type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues}"
+        argv = [
+            tool("qemu-storage-daemon"),
+            *("--blockdev", f"driver=file,node-name=disk,filename={image},discard=unmap"),
+            *("--export", f"{export},addr.type=fd,addr.str={listener.fileno()}"),
+        ]
+        with Daemon(argv, logs / "qemu-storage-daemon.log", fds=(listener.fileno(),)) as daemon:
+            daemon.socket = path
+            yield daemon

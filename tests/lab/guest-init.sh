@@ -1,0 +1,35 @@
+#!/bin/busybox sh
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+# First program of a lab guest. Loads the modules, then does what the second serial port asks, one line each:
+#   SECONDS BASE64       run the decoded shell command, killed after SECONDS
+# and answers each with one line and the command's output (standard output and error together):
+#   done STATUS BYTES
+# Before that, once per boot: "ready" and the kernel's id of this boot.
+# With "lab.shell" on the kernel's command line it is a shell on the console instead.
+/bin/busybox mkdir -p /bin /sbin
+/bin/busybox --install -s /bin
+export PATH=/bin:/sbin HOME=/
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmpfs /tmp
+while read -r module; do
+    insmod "/modules/$module.ko" || echo "lab: insmod $module failed"
+done < /modules/order
+
+if grep -qw lab.shell /proc/cmdline; then
+    setsid cttyhack sh
+    poweroff -f
+fi
+
+stty -F /dev/ttyS1 raw -echo
+exec 3<> /dev/ttyS1
+echo "ready $(cat /proc/sys/kernel/random/boot_id)" >&3
+while read -r seconds command <&3; do
+    echo "$command" | base64 -d > /tmp/command
+    timeout -s KILL "$seconds" sh /tmp/command > /tmp/output 2>&1 < /dev/null 3>&-
+    echo "done $? $(wc -c < /tmp/output)" >&3
+    cat /tmp/output >&3
+done
+echo "lab: the command port is closed"
+poweroff -f

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The guest's kernel: Debian's, with its modules, as a package brings it."""
+
+import gzip
+import lzma
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab import archive, cache
+from tests.lab.prerequisites import Missing, tool
+
+__all__ = ("Kernel", "debian_kernel")
+
+# Where a kernel of the 6.12 series or newer is found, best first.
+SOURCES = (("linux-image-amd64", "bookworm-backports"), ("linux-image-amd64", "trixie"))
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel and its modules, in the unpacked package ``root``."""
+
+    version: str
+    root: Path
+
+    @property
+    def image(self) -> Path:
+        """What a boot loader loads."""
+        return self.root / "boot" / f"vmlinuz-{self.version}"
+
+    def modules(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The named modules and all they need, uncompressed, in an order in which they can be loaded.
+
+        :returns: module name to content; what is built into the kernel is left out.
+        :raises Missing: the kernel has no such module.
+        """
+        command = [
+            tool("modprobe"),
+            "-d",
+            self.root,
+            "-S",
+            self.version,
+            "-C",
+            "/dev/null",
+            "--show-depends",
+            "-a",
+        ]
+        shown = subprocess.run([*command, *names], capture_output=True, text=True, check=False)
+        if shown.returncode != 0:
+            raise Missing(f"kernel {self.version}: {shown.stderr.strip()}")
+        found = {}
+        for line in shown.stdout.splitlines():
+            verb, _, path = line.strip().partition(" ")
+            if verb == "insmod":
+                file = Path(path)
+                found[file.name.partition(".ko")[0].replace("-", "_")] = content(file)
+        return found
+
+
+def debian_kernel() -> Kernel:
+    """The kernel that Debian's meta-package names today.
+
+    :raises Missing: this machine's apt cannot provide one.
+    """
+    reasons = []
+    for meta, suite in SOURCES:
+        try:
+            package = archive.dependency(meta, suite, "linux-image-")
+            root = archive.unpacked([package], suite)
+        except Missing as missing:
+            reasons.append(str(missing))
+            continue
+        kernel = Kernel(package.removeprefix("linux-image-"), root)
+        index_modules(kernel)
+        return kernel
+    raise Missing("no kernel for the guest: " + "; ".join(reasons))
+
+
+def index_modules(kernel: Kernel) -> None:
+    # What the package's installation script would do: without it no tool finds a module.
+    with cache.locked(kernel.root):
+        if not (kernel.root / "lib").exists():
+            (kernel.root / "lib").symlink_to("usr/lib")
+        if not (kernel.root / "lib/modules" / kernel.version / "modules.softdep").exists():
+            subprocess.run([tool("depmod"), "-b", kernel.root, kernel.version], check=True)
+
+
+def content(file: Path) -> bytes:
+    # A module as insmod takes it.
+    data = file.read_bytes()
+    if file.suffix == ".xz":
+        return lzma.decompress(data)
+    if file.suffix == ".gz":
+        return gzip.decompress(data)
+    if file.suffix != ".ko":
+        raise Missing(f"{file}: the lab cannot uncompress {file.suffix} modules")
+    return data

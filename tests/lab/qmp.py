@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""QEMU's control socket, as far as the lab needs it: one command at a time, events skipped.
+
+The protocol: JSON objects, one per line; docs/interop/qmp-spec.rst of QEMU.
+"""
+
+import json
+import socket
+from typing import Any
+
+__all__ = ("Qmp",)
+
+
+class Qmp:
+    """The client's end of a QMP connection. The greeting is awaited.
+
+    :raises OSError: no answer within ``seconds``.
+    """
+
+    def __init__(self, connection: socket.socket, seconds: float = 20) -> None:
+        connection.settimeout(seconds)
+        self._stream = connection.makefile("rw", encoding="utf-8")
+        self._receive("QMP")
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str) -> Any:
+        """Runs a command without arguments.
+
+        :returns: its result.
+        :raises OSError: QEMU refuses it, is gone, or is silent.
+        """
+        self._stream.write(json.dumps({"execute": command}) + "\n")
+        self._stream.flush()
+        return self._receive("return")
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._stream.close()
+
+    def _receive(self, kind: str) -> Any:
+        for line in self._stream:
+            answer = json.loads(line)
+            if "error" in answer:
+                raise OSError(f"QEMU refuses: {answer['error'].get('desc', answer)}")
+            if kind in answer:
+                return answer[kind]
+        raise ConnectionResetError("QEMU closed its control socket")
