@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Drives a block device (virtio 1.3, 5.2), one request at a time or many in flight."""
+
+import enum
+import errno
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from .frontend import Frontend
+from .ring import Completion, Data
+
+__all__ = ("Blk", "BlkFeature", "SECTOR")
+
+#: Bytes of a sector, the unit of positions whatever the block size.
+SECTOR: Final = 512
+
+# The most bytes of one request of read() and write(); longer ones are split.
+_PIECE: Final = 1 << 20
+_HEADER: Final = struct.Struct("<IIQ")
+_RANGE: Final = struct.Struct("<QII")
+_UNMAP: Final = 1
+_SERIAL_SIZE: Final = 20
+
+
+class BlkFeature(enum.IntFlag):
+    """Feature bits of block devices."""
+
+    SIZE_MAX = 1 << 1
+    SEG_MAX = 1 << 2
+    GEOMETRY = 1 << 4
+    RO = 1 << 5
+    BLK_SIZE = 1 << 6
+    FLUSH = 1 << 9
+    TOPOLOGY = 1 << 10
+    CONFIG_WCE = 1 << 11
+    MQ = 1 << 12
+    DISCARD = 1 << 13
+    WRITE_ZEROES = 1 << 14
+
+
+class _Type(enum.IntEnum):
+    IN = 0
+    OUT = 1
+    FLUSH = 4
+    GET_ID = 8
+    DISCARD = 11
+    WRITE_ZEROES = 13
+
+
+# Status byte: what it means, and the errno for it.
+_STATUS: Final = {1: ("IOERR", errno.EIO), 2: ("UNSUPP", errno.ENOTSUP), 0xFF: ("none at all", errno.EIO)}
+
+
+class _Config(NamedTuple):
+    """Configuration space up to write_zeroes_may_unmap; zeroes beyond what the device has."""
+
+    capacity: int
+    size_max: int
+    seg_max: int
+    cylinders: int
+    heads: int
+    sectors: int
+    blk_size: int
+    physical_block_exp: int
+    alignment_offset: int
+    min_io_size: int
+    opt_io_size: int
+    writeback: int
+    num_queues: int
+    max_discard_sectors: int
+    max_discard_seg: int
+    discard_sector_alignment: int
+    max_write_zeroes_sectors: int
+    max_write_zeroes_seg: int
+    write_zeroes_may_unmap: int
+
+
+_CONFIG: Final = struct.Struct("<QIIHBBIBBHIBxHIIIIIB3x")
+# How much of it a device has that lacks the features whose fields come after (config sizes as QEMU asks).
+_CONFIG_BASIC: Final = 36
+_CONFIG_DISCARD: Final = 48
+
+
+class Blk:
+    """A block device behind `frontend`, which stays the caller's to close.
+
+    ``read`` and ``write`` split what is too long for one request and keep the pieces in flight together.
+    ``submit_...`` return tokens; ``wait`` and ``drain`` give what came back for them.
+
+    :param queue: the queue to use.
+    :raises LocalProtocolError: the backend does not offer its configuration space.
+    """
+
+    def __init__(self, frontend: Frontend, *, queue: int = 0) -> None:
+        self._queue = frontend.queue(queue)
+        self.features = BlkFeature(frontend.features & sum(BlkFeature))
+        size = _CONFIG_BASIC
+        if self.features & BlkFeature.DISCARD:
+            size = _CONFIG_DISCARD
+        if self.features & BlkFeature.WRITE_ZEROES:
+            size = _CONFIG.size
+        self._config = _Config._make(_CONFIG.unpack(frontend.config(0, size).ljust(_CONFIG.size, b"\0")))
+        #: Bytes of the device.
+        self.capacity = self._config.capacity * SECTOR
+        self.block_size = self._config.blk_size if self.features & BlkFeature.BLK_SIZE else SECTOR
+        self.read_only = bool(self.features & BlkFeature.RO)
+        segment = self._config.size_max if self.features & BlkFeature.SIZE_MAX else 0
+        segments = self._config.seg_max if self.features & BlkFeature.SEG_MAX else 0
+        # Two descriptors of a chain are header and status.
+        self._segments = max(1, min(segments or 1, self._queue.size - 2))
+        self._segment = max(SECTOR, (segment or _PIECE) // SECTOR * SECTOR)
+        self._piece = min(_PIECE, self._segments * self._segment)
+        self._what: dict[int, str] = {}  # by token, for messages
+
+    # ---- one at a time -------------------------------------------------------------------------------------
+
+    def read(self, offset: int, n: int) -> bytes:
+        """`n` bytes from `offset`, both multiples of 512.
+
+        :raises OSError: the device could not.
+        """
+        pieces = range(offset, offset + n, self._piece)
+        return b"".join(self._all(self.submit_read(at, min(self._piece, offset + n - at)) for at in pieces))
+
+    def write(self, offset: int, data: Data) -> None:
+        """Write `data` at `offset`, both multiples of 512 bytes.
+
+        :raises OSError: the device could not.
+        """
+        view = memoryview(data).cast("B")
+        pieces = range(0, len(view), self._piece)
+        self._all(self.submit_write(offset + at, view[at : at + self._piece]) for at in pieces)
+
+    def flush(self) -> None:
+        """Wait until all that was written is on stable storage.
+
+        :raises OSError: the device could not.
+        """
+        self.wait(self.submit_flush())
+
+    def discard(self, offset: int, n: int) -> None:
+        """Tell the device that nobody needs these `n` bytes any more.
+
+        :raises OSError: the device could not, or does not offer DISCARD.
+        """
+        self._ranges(_Type.DISCARD, offset, n, self._config.max_discard_sectors, 0)
+
+    def write_zeroes(self, offset: int, n: int, *, unmap: bool = False) -> None:
+        """Write `n` zeroes at `offset`.
+
+        :param unmap: the device may free the space.
+        :raises OSError: the device could not, or does not offer WRITE_ZEROES.
+        """
+        flags = _UNMAP if unmap else 0
+        self._ranges(_Type.WRITE_ZEROES, offset, n, self._config.max_write_zeroes_sectors, flags)
+
+    def serial(self) -> str:
+        """The device's name, at most 20 characters.
+
+        :raises OSError: it has none.
+        """
+        token = self._submit(_Type.GET_ID, 0, [], [_SERIAL_SIZE], "serial")
+        return self.wait(token).split(b"\0", 1)[0].decode("ascii", "backslashreplace")
+
+    # ---- many in flight ------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests the device has not returned."""
+        return self._queue.in_flight
+
+    def submit_read(self, offset: int, n: int) -> int:
+        """Start to read; waits for room when the ring is full. Returns a token."""
+        sizes = [min(self._segment, n - at) for at in range(0, n, self._segment)]
+        return self._submit(_Type.IN, _sector(offset, n), [], sizes, f"read of {n} bytes at {offset}")
+
+    def submit_write(self, offset: int, data: Data) -> int:
+        """Start to write a copy of `data`; waits for room when the ring is full. Returns a token."""
+        view = memoryview(data).cast("B")
+        parts = [view[at : at + self._segment] for at in range(0, len(view), self._segment)]
+        what = f"write of {len(view)} bytes at {offset}"
+        return self._submit(_Type.OUT, _sector(offset, len(view)), parts, [], what)
+
+    def submit_flush(self) -> int:
+        """Start to flush; waits for room when the ring is full. Returns a token."""
+        return self._submit(_Type.FLUSH, 0, [], [], "flush")
+
+    def wait(self, token: int) -> bytes:
+        """Wait for a request: the bytes read, ``b""`` for others.
+
+        :raises OSError: it failed.
+        """
+        return self._result(self._queue.wait(token))
+
+    def drain(self) -> Iterator[tuple[int, bytes]]:
+        """Wait for all requests in flight: their tokens and the bytes read, as they come back.
+
+        :raises OSError: one failed; the others can still be had from another ``drain``.
+        """
+        while self._what:
+            done = self._queue.wait()
+            yield done.token, self._result(done)
+
+    # ---- below ---------------------------------------------------------------------------------------------
+
+    def _submit(
+        self, kind: _Type, sector: int, readable: list[memoryview], writable: list[int], what: str
+    ) -> int:
+        if max(len(readable), len(writable)) > self._segments:
+            raise ValueError(f"{what}: one request of this device has at most {self._piece} bytes")
+        chain: list[Data] = [_HEADER.pack(kind, 0, sector), *readable]
+        while True:
+            try:
+                token = self._queue.submit(chain, [*writable, 1])
+            except (BlockingIOError, MemoryError):
+                if not self._queue.in_flight:
+                    raise
+                self._queue.make_room()
+            else:
+                self._what[token] = what
+                return token
+
+    def _result(self, done: Completion) -> bytes:
+        what = self._what.pop(done.token, "request")
+        status = done.buffer[-1]
+        if status:
+            word, code = _STATUS.get(status, ("unknown", errno.EIO))
+            raise OSError(code, f"{what}: the device answered with status {status} ({word})")
+        return done.buffer[:-1]
+
+    def _all(self, submits: Iterator[int]) -> list[bytes]:
+        tokens: list[int] = []
+        try:
+            tokens.extend(submits)
+            return [self.wait(token) for token in tokens]
+        except BaseException:
+            for token in tokens:
+                self._what.pop(token, None)
+                self._queue.drop(token)
+            raise
+
+    def _ranges(self, kind: _Type, offset: int, n: int, limit: int, flags: int) -> None:
+        first, count = _sector(offset, n), n // SECTOR
+        step = min(limit or count, 0xFFFF_FFFF)
+
+        def submits() -> Iterator[int]:
+            for sector in range(first, first + count, step):
+                sectors = min(step, first + count - sector)
+                data = memoryview(_RANGE.pack(sector, sectors, flags))
+                what = f"{kind.name} of {sectors * SECTOR} bytes at {sector * SECTOR}"
+                yield self._submit(kind, 0, [data], [], what)
+
+        self._all(submits())
+
+
+def _sector(offset: int, n: int) -> int:
+    if offset < 0 or n < 0 or offset % SECTOR or n % SECTOR:
+        raise ValueError(f"{n} bytes at {offset}: position and length have to be multiples of {SECTOR}")
+    return offset // SECTOR

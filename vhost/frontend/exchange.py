@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The steps of which exchanges with a backend are made.
+
+An exchange is a generator that yields steps and goes on when the step is done; it neither blocks nor knows
+who runs it. :mod:`vhost.frontend.wait` runs exchanges in blocking code, :mod:`vhost.frontend.aio` in an event
+loop: both try a step, wait for its descriptors when it could not be done, and try again.
+"""
+
+import abc
+import select
+import socket
+from collections.abc import Generator, Sequence
+from typing import TypeAlias, TypeVar
+
+from vhost.io import recv_fds, send_fds
+
+__all__ = ("Step", "Dial", "Send", "Receive", "Readable", "Exchange")
+
+_T = TypeVar("_T")
+
+
+class Step(abc.ABC):
+    """Something that may have to wait.
+
+    :ivar what: what is waited for, for the message of a ``TimeoutError``.
+    :ivar reads: descriptors to wait for until they are readable.
+    :ivar writes: descriptors to wait for until they are writable.
+    :ivar again: seconds after which to try again in any case, None: not before a descriptor is ready.
+    """
+
+    __slots__ = ("what",)
+
+    reads: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
+    again: float | None = None
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    @abc.abstractmethod
+    def attempt(self) -> bool:
+        """Try without waiting; True when the step is done."""
+
+    def late(self, timeout: float | None) -> TimeoutError:
+        """The error for a step that was not done in time."""
+        return TimeoutError(f"waited {timeout:g} s for {self.what}")
+
+
+class Dial(Step):
+    """Connect a non-blocking Unix socket; a listener with a full backlog can only be tried again."""
+
+    __slots__ = ("_sock", "_path")
+
+    again = 0.01
+
+    def __init__(self, sock: socket.socket, path: str) -> None:
+        super().__init__(f"{path} to accept the connection")
+        self._sock = sock
+        self._path = path
+
+    def attempt(self) -> bool:
+        try:
+            self._sock.connect(self._path)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            error.filename = self._path
+            raise
+        return True
+
+
+class Send(Step):
+    """Write bytes, and descriptors with the first of them."""
+
+    __slots__ = ("_sock", "_rest", "_fds", "writes")
+
+    def __init__(self, sock: socket.socket, data: bytes, fds: Sequence[int], what: str) -> None:
+        super().__init__(f"the backend to read {what}")
+        self._sock = sock
+        self._rest = memoryview(data)
+        self._fds = fds
+        self.writes = (sock.fileno(),)
+
+    def attempt(self) -> bool:
+        try:
+            sent = send_fds(self._sock, self._rest, self._fds)
+        except BlockingIOError:
+            return False
+        self._rest, self._fds = self._rest[sent:], ()
+        return not self._rest
+
+
+class Receive(Step):
+    """Read what is there, at most `size` bytes: `data` (``b""`` at the end of the stream) and `fds`."""
+
+    __slots__ = ("_sock", "_size", "data", "fds", "reads")
+
+    def __init__(self, sock: socket.socket, size: int, what: str) -> None:
+        super().__init__(f"the answer to {what}")
+        self._sock = sock
+        self._size = size
+        self.data = b""
+        self.fds: list[int] = []
+        self.reads = (sock.fileno(),)
+
+    def attempt(self) -> bool:
+        try:
+            self.data, self.fds = recv_fds(self._sock, self._size)
+        except BlockingIOError:
+            return False
+        return True
+
+
+class Readable(Step):
+    """Wait until at least one descriptor is readable or has failed: `ready` holds those that are."""
+
+    __slots__ = ("ready", "reads")
+
+    def __init__(self, fds: Sequence[int], what: str) -> None:
+        super().__init__(what)
+        self.reads = tuple(fds)
+        self.ready: frozenset[int] = frozenset()
+
+    def attempt(self) -> bool:
+        poller = select.poll()
+        for fd in self.reads:
+            poller.register(fd, select.POLLIN)
+        self.ready = frozenset(fd for fd, _ in poller.poll(0))
+        return bool(self.ready)
+
+
+#: A flow that ends in a `T`.
+Exchange: TypeAlias = Generator[Step, None, _T]

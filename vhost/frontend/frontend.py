@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Drives a vhost-user backend from blocking code."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+from vhost.protocol import Message, Payload
+
+from .exchange import Exchange
+from .negotiate import Options
+from .queue import FrontendQueue
+from .ram import GuestRam
+from .ring import Data
+from .session import Session, Target
+from .wait import wait
+
+__all__ = ("connect", "Frontend", "FrontendBase")
+
+_T = TypeVar("_T")
+
+
+def connect(
+    target: Target,
+    *,
+    features: int | None = None,
+    protocol_features: int | None = None,
+    queues: int = 1,
+    queue_size: int = 128,
+    ram_size: int = 64 << 20,
+    timeout: float | None = 10.0,
+    event_idx: bool = True,
+    indirect: bool = True,
+    slots: bool = False,
+) -> "Frontend":
+    """Connect to a backend, negotiate, share memory and start the queues.
+
+    ::
+
+        with connect("/run/rng.sock") as device:
+            print(device.request(writable=16))
+
+    :param target: path of the backend's socket, or a connected socket, which the frontend closes.
+    :param features: virtio features to acknowledge, None: all that are offered and can be driven.
+    :param protocol_features: likewise, vhost-user protocol features.
+    :param queues: number of queues to start.
+    :param queue_size: entries of each ring, a power of two up to 32768.
+    :param ram_size: bytes of guest memory, for rings and requests.
+    :param timeout: seconds for this call, and for each later one that does not say otherwise; None: no limit.
+    :param event_idx: acknowledge RING_EVENT_IDX when it is offered, if `features` is None.
+    :param indirect: likewise, RING_INDIRECT_DESC.
+    :param slots: share memory with ADD_MEM_REG instead of SET_MEM_TABLE.
+    :raises RefusedError: the backend refused a request; it is named.
+    :raises RemoteProtocolError: the backend broke the protocol.
+    :raises LocalProtocolError: something was asked for that the backend does not offer.
+    :raises TimeoutError: it took too long; the message names what was waited for.
+    :raises OSError: nobody listens, or the backend went away.
+    """
+    options = Options(
+        features=features,
+        protocol_features=protocol_features,
+        queues=queues,
+        queue_size=queue_size,
+        ram_size=ram_size,
+        event_idx=event_idx,
+        indirect=indirect,
+        slots=slots,
+    )
+    session = Session(target, options)
+    try:
+        wait(session.open(), timeout)
+    except BaseException:
+        session.close()
+        raise
+    return Frontend(session, timeout)
+
+
+class FrontendBase:
+    """What was negotiated, and guest memory: the same in blocking code and in an event loop."""
+
+    def __init__(self, session: Session, timeout: float | None) -> None:
+        self._session = session
+        self._timeout = timeout
+
+    @property
+    def offered_features(self) -> int:
+        """Virtio features the backend offers."""
+        return self._session.negotiated.offered_features
+
+    @property
+    def features(self) -> int:
+        """Virtio features that were acknowledged."""
+        return self._session.negotiated.features
+
+    @property
+    def offered_protocol_features(self) -> int:
+        """Protocol features the backend offers; 0 also if it knows none."""
+        return self._session.negotiated.offered_protocol_features
+
+    @property
+    def protocol_features(self) -> int:
+        """Protocol features that were acknowledged."""
+        return self._session.negotiated.protocol_features
+
+    @property
+    def num_queues(self) -> int | None:
+        """Queues the backend has, None if it does not say (without MQ)."""
+        return self._session.negotiated.num_queues
+
+    @property
+    def ram(self) -> GuestRam:
+        """Guest memory, for requests whose buffers the caller lays out."""
+        return self._session.ram
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._session.link.fileno()
+
+    def close(self) -> None:
+        """Close the connection and release guest memory; what is in flight is lost."""
+        self._session.close()
+
+
+class Frontend(FrontendBase):
+    """A connected backend, from :func:`connect`. Not thread-safe."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def request(
+        self,
+        readable: Data | Sequence[Data] = b"",
+        writable: int | Sequence[int] = 0,
+        *,
+        queue: int = 0,
+        timeout: float | None = None,
+    ) -> bytes:
+        """One request: submit it, wait for it, and return what the device wrote.
+
+        :param readable: what the device reads, one descriptor for each piece.
+        :param writable: bytes the device may write, one descriptor for each size.
+        :param timeout: seconds, None: as :func:`connect` was told.
+        :raises VirtqueueError: the ring is broken, by our account or the backend's.
+        :raises TimeoutError: no completion in time.
+        :raises OSError: the backend is gone.
+        """
+        return self._run(self._session.request(readable, writable, queue), timeout)
+
+    def queue(self, index: int) -> FrontendQueue:
+        """The queue `index`, to have many requests in flight."""
+        return FrontendQueue(self._session.ring(index), self._timeout)
+
+    def config(self, offset: int = 0, size: int = 256) -> bytes:
+        """Read `size` bytes of the configuration space; some backends refuse to read beyond its end.
+
+        :raises RefusedError: the backend does not have these bytes.
+        :raises LocalProtocolError: the backend does not offer CONFIG.
+        """
+        return self._run(self._session.config(offset, size))
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Write `data` at `offset` of the configuration space.
+
+        :raises RefusedError: the device does not take it; not noticed without REPLY_ACK.
+        """
+        self._run(self._session.set_config(offset, data))
+
+    def stop(self, index: int) -> int:
+        """Stop a queue; returns the base, the next entry of the avail ring the device would take."""
+        return self._run(self._session.stop(index))
+
+    def start(self, index: int, base: int | None = None) -> None:
+        """Start a queue that was stopped, where it stopped or at `base`; a broken one starts from scratch."""
+        self._run(self._session.start(index, base))
+
+    def exchange(self, message: Message, fds: Sequence[int] = ()) -> Payload | None:
+        """Send one message, with descriptors, which stay open; returns the value it is answered with, if any.
+
+        :raises RefusedError: the answer says that it failed.
+        """
+        return self._run(self._session.link.exchange(message, fds))
+
+    def _run(self, exchange: Exchange[_T], timeout: float | None = None) -> _T:
+        return wait(exchange, self._timeout if timeout is None else timeout)
