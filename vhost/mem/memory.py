@@ -177,16 +177,16 @@ class GuestMemory(ABC):
     def _map_parts(
         self, parts: Sequence[tuple[Region, int, int, bool]]
     ) -> tuple[list[int], Sequence[memoryview]]:
-        # Map parts (region, offset, bytes, write) of regions that have no view: for each its host address and a
-        # view that keeps it mapped. Only for builds that make such regions.
+        # Map parts (region, offset, bytes, write) of regions that have no view: for each its host address and
+        # its view, which keeps it mapped. Only for builds that make such regions.
         raise NotImplementedError
 
     def _use(self, region: Region, offset: int, n: int, write: bool) -> tuple[memoryview, int]:
         _check_writable(region, offset, n, write)
         if region.view is not None:
             return region.view[offset : offset + n], region.address + offset
-        (address,), (whole,) = self._map_parts([(region, offset, n, write)])
-        return whole, address
+        (address,), (view,) = self._map_parts([(region, offset, n, write)])
+        return view, address
 
     def _view(self, region: Region, offset: int, n: int, write: bool) -> memoryview:
         view, _ = self._use(region, offset, n, write)

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Typed bindings to the stable Xen libraries; one module per library, loaded when a handle is opened.
+
+Imports anywhere, Xen or not. Pages are Xen's: 4096 bytes.
+"""
+
+from pyxenctrl.foreignmemory import ForeignMapping, ForeignMemory
+from pyxenctrl.gnttab import GrantMapping, GrantTable
+from pyxenctrl.handle import PAGE_SIZE, Protection
+
+__all__ = (
+    "PAGE_SIZE",
+    "Protection",
+    "GrantTable",
+    "GrantMapping",
+    "ForeignMemory",
+    "ForeignMapping",
+)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What all tests share: which build of guest memory they run on, and fixtures that find leaks.
+
+The installation decides the build, nothing here does. ``VHOST_EXPECT_MEM`` only says which one was meant to be
+tested, and the run stops when it is another. The Xen build runs on stand-ins of the Xen libraries, unless
+``VHOST_XEN=1`` says that this is a Xen domain.
+"""
+
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from .xen import fakes
+
+REAL_XEN = os.environ.get("VHOST_XEN") == "1"
+# Importing the Xen build loads the libraries, so they are made before. What is installed is read directly here:
+# vhost.mem is not imported yet.
+FAKE_XEN = "xen" in entry_points(group="vhost.mem").names and not REAL_XEN
+
+_folder = tempfile.TemporaryDirectory(prefix="vhost-fake-xen-")
+if FAKE_XEN:
+    fakes.build(Path(_folder.name))
+    fakes.load(Path(_folder.name))
+
+from vhost import mem, version  # noqa: E402 - the stand-ins come first
+
+collect_ignore = [other for other in ("unix", "xen") if other != mem.SELECTED]
+if REAL_XEN and "xen" not in collect_ignore:
+    collect_ignore.append("xen")  # they drive the stand-ins
+
+
+def pytest_configure() -> None:
+    expected = os.environ.get("VHOST_EXPECT_MEM")
+    if expected not in (None, "", mem.SELECTED):
+        pytest.exit(
+            f"VHOST_EXPECT_MEM says that the {expected} build is to be tested, but installed is {version.describe()}",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
+
+
+def pytest_unconfigure() -> None:
+    _folder.cleanup()
+
+
+def pytest_report_header() -> str:
+    xen = ", fake Xen libraries" if FAKE_XEN else ""
+    return f"{version.describe()}{xen}, from {Path(mem.__file__).parents[1]}"
+
+
+def _open_fds() -> Counter[str]:
+    # What the descriptors refer to, without the one that reads the directory. Kinds rather than numbers: a
+    # descriptor that is closed and opened again is no leak.
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue
+        found[re.sub(r":\[\d+\]", "", target)] += 1
+    return found
+
+
+def _mappings(name: str = "/memfd:") -> list[str]:
+    # Lines of /proc/self/maps whose file name starts so.
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [
+        line for line in lines if line.split(maxsplit=5)[5:] and line.split(maxsplit=5)[5].startswith(name)
+    ]
+
+
+@pytest.fixture
+def open_fds() -> Callable[[], Counter[str]]:
+    """A function that counts this process's descriptors by what they refer to."""
+    return _open_fds
+
+
+@pytest.fixture
+def mappings() -> Callable[..., list[str]]:
+    """A function that lists this process's mappings of files with names that start so, memfds by default."""
+    return _mappings
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fails the test when it leaves a descriptor open or a memfd mapped."""
+    fds, maps = _open_fds(), len(_mappings())
+    yield
+    assert _open_fds() - fds == Counter()
+    assert len(_mappings()) <= maps

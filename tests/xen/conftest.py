@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""A guest's memory as the stand-ins of the Xen libraries show it; every test ends with nothing mapped."""
+
+import ctypes
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from . import fakes
+
+PAGES = 256
+
+
+@pytest.fixture
+def guest() -> Iterator[int]:
+    """A file that is the guest's memory: frame n, and grant reference n, is its page n."""
+    fd = os.memfd_create("xen-guest")
+    os.ftruncate(fd, PAGES * 4096)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def gnttab(guest: int) -> Iterator[fakes.FakeGnttab]:
+    """The grant table of domain 5, all pages granted; nothing may be left mapped."""
+    fake = fakes.gnttab()
+    ctypes.memset(ctypes.byref(fake), 0, ctypes.sizeof(fake))
+    fake.memory, fake.granted, fake.domid = guest, PAGES, 5
+    yield fake
+    gc.collect()
+    left = (fake.pages, fake.maps - fake.unmaps, fake.bad, fake.opened - fake.closed)
+    fake.memory = -1
+    assert left == (0, 0, 0, 0), "pages mapped, mappings, wrong unmaps, handles open"
+
+
+@pytest.fixture
+def foreign(guest: int) -> Iterator[fakes.FakeForeign]:
+    """The memory of domain 5, for foreign mapping; nothing may be left mapped."""
+    fake = fakes.foreign()
+    ctypes.memset(ctypes.byref(fake), 0, ctypes.sizeof(fake))
+    fake.memory, fake.domid = guest, 5
+    yield fake
+    gc.collect()
+    left = (fake.pages, fake.maps - fake.unmaps, fake.opened - fake.closed)
+    fake.memory = -1
+    assert left == (0, 0, 0), "pages mapped, mappings, handles open"

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/*
+ * A libxenforeignmemory for tests without Xen: frame n of every domain is page n of one file. As the real one,
+ * it succeeds when single pages fail and reports them in err[]; those pages raise SIGBUS when touched.
+ * What the tests set and read is in fake_foreign, see tests/xen/fakes.py for the same in ctypes.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+#define PAGE 4096
+
+struct fake_foreign {
+    int32_t memory;     /* file with the guest's pages, -1: no Xen here */
+    int32_t domid;      /* the only domain, -1: any */
+    int32_t fail_errno; /* the next fail_times maps fail with this, as a whole */
+    uint32_t fail_times;
+    uint64_t bad_frame; /* these frames fail in the next bad_times maps, with bad_errno */
+    uint64_t bad_count;
+    int32_t bad_errno;
+    uint32_t bad_times;
+    uint32_t opened;
+    uint32_t closed;
+    uint32_t maps;
+    uint32_t unmaps;
+    uint64_t pages; /* mapped now */
+    int32_t prot;   /* of the last map */
+    int32_t flags;
+};
+
+struct fake_foreign fake_foreign = {.memory = -1, .domid = -1};
+
+void *xenforeignmemory_open(void *logger, unsigned int flags)
+{
+    (void)logger, (void)flags;
+    if (fake_foreign.memory < 0) {
+        errno = ENOENT;
+        return NULL;
+    }
+    fake_foreign.opened++;
+    return &fake_foreign;
+}
+
+int xenforeignmemory_close(void *handle)
+{
+    (void)handle;
+    fake_foreign.closed++;
+    return 0;
+}
+
+void *xenforeignmemory_map2(void *handle, uint32_t dom, void *addr, int prot, int flags, size_t pages,
+                            const uint64_t arr[], int err[])
+{
+    struct fake_foreign *f = handle;
+    if (f->fail_times) {
+        f->fail_times--;
+        errno = f->fail_errno;
+        return NULL;
+    }
+    if (f->domid >= 0 && dom != (uint32_t)f->domid) {
+        errno = ESRCH;
+        return NULL;
+    }
+    char *start = mmap(addr, pages * PAGE, PROT_NONE, flags | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED)
+        return NULL;
+    for (size_t i = 0; i < pages; i++) {
+        err[i] = 0;
+        if (f->bad_times && arr[i] >= f->bad_frame && arr[i] < f->bad_frame + f->bad_count)
+            err[i] = -f->bad_errno;
+        else
+            mmap(start + i * PAGE, PAGE, prot, MAP_SHARED | MAP_FIXED, f->memory, (off_t)(arr[i] * PAGE));
+    }
+    if (f->bad_times)
+        f->bad_times--;
+    f->maps++;
+    f->pages += pages;
+    f->prot = prot;
+    f->flags = flags;
+    return start;
+}
+
+int xenforeignmemory_unmap(void *handle, void *addr, size_t pages)
+{
+    struct fake_foreign *f = handle;
+    f->unmaps++;
+    f->pages -= pages;
+    return munmap(addr, pages * PAGE);
+}

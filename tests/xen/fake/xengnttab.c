@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/*
+ * A libxengnttab for tests without Xen. Every domain's memory is one file; grant reference n is its page n.
+ * What the tests set and read is in fake_gnttab, see tests/xen/fakes.py for the same in ctypes.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+#define PAGE 4096
+#define LIVE 1024
+
+struct fake_gnttab {
+    int32_t memory;     /* file with the guest's pages, -1: no Xen here */
+    uint32_t granted;   /* references below this exist */
+    uint32_t read_only; /* references below this are granted read-only */
+    int32_t domid;      /* the only domain, -1: any */
+    int32_t fail_errno; /* the next fail_times maps fail with this */
+    uint32_t fail_times;
+    uint32_t fail_skip; /* but first so many succeed */
+    uint32_t opened;
+    uint32_t closed;
+    uint32_t maps; /* successful calls */
+    uint32_t tries;
+    uint32_t unmaps;
+    uint32_t pages; /* mapped now */
+    int32_t prot;   /* of the last map */
+    uint32_t count; /* of the last map */
+    uint32_t bad;   /* unmaps of what was not mapped so */
+};
+
+struct fake_gnttab fake_gnttab = {.memory = -1, .domid = -1};
+static struct {
+    void *start;
+    uint32_t count;
+} live[LIVE];
+
+void *xengnttab_open(void *logger, unsigned int flags)
+{
+    (void)logger, (void)flags;
+    if (fake_gnttab.memory < 0) {
+        errno = ENOENT;
+        return NULL;
+    }
+    fake_gnttab.opened++;
+    return &fake_gnttab;
+}
+
+int xengnttab_close(void *handle)
+{
+    (void)handle;
+    fake_gnttab.closed++;
+    return 0;
+}
+
+int xengnttab_set_max_grants(void *handle, uint32_t count)
+{
+    (void)handle, (void)count;
+    return 0;
+}
+
+void *xengnttab_map_grant_refs(void *handle, uint32_t count, uint32_t *domids, uint32_t *refs, int prot)
+{
+    struct fake_gnttab *f = handle;
+    f->tries++;
+    if (f->fail_skip) {
+        f->fail_skip--;
+    } else if (f->fail_times) {
+        f->fail_times--;
+        errno = f->fail_errno;
+        return NULL;
+    }
+    errno = EINVAL;
+    if (!count)
+        return NULL;
+    for (uint32_t i = 0; i < count; i++)
+        if (refs[i] >= f->granted || ((prot & PROT_WRITE) && refs[i] < f->read_only) ||
+            (f->domid >= 0 && domids[i] != (uint32_t)f->domid))
+            return NULL;
+    int slot = 0;
+    while (slot < LIVE && live[slot].start)
+        slot++;
+    if (slot == LIVE)
+        return NULL;
+    char *start = mmap(NULL, (size_t)count * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED)
+        return NULL;
+    for (uint32_t i = 0; i < count; i++)
+        if (mmap(start + (size_t)i * PAGE, PAGE, prot, MAP_SHARED | MAP_FIXED, f->memory, (off_t)refs[i] * PAGE) ==
+            MAP_FAILED)
+            return NULL;
+    live[slot].start = start;
+    live[slot].count = count;
+    f->maps++;
+    f->pages += count;
+    f->prot = prot;
+    f->count = count;
+    return start;
+}
+
+void *xengnttab_map_domain_grant_refs(void *handle, uint32_t count, uint32_t domid, uint32_t *refs, int prot)
+{
+    uint32_t domids[count ? count : 1];
+    for (uint32_t i = 0; i < count; i++)
+        domids[i] = domid;
+    return xengnttab_map_grant_refs(handle, count, domids, refs, prot);
+}
+
+void *xengnttab_map_grant_ref(void *handle, uint32_t domid, uint32_t ref, int prot)
+{
+    return xengnttab_map_grant_refs(handle, 1, &domid, &ref, prot);
+}
+
+int xengnttab_unmap(void *handle, void *start, uint32_t count)
+{
+    struct fake_gnttab *f = handle;
+    for (int i = 0; i < LIVE; i++)
+        if (live[i].start == start && live[i].count == count) {
+            live[i].start = NULL;
+            f->unmaps++;
+            f->pages -= count;
+            return munmap(start, (size_t)count * PAGE);
+        }
+    f->bad++;
+    errno = EINVAL;
+    return -1;
+}

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The Xen libraries' stand-ins for tests without Xen: built from tests/xen/fake, loaded before vhost.mem is.
+
+The bindings find them by soname like the real ones: in this process because a library with that soname is
+loaded already, in processes it starts through LD_LIBRARY_PATH.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "fake"
+LIBRARIES = ("xengnttab", "xenforeignmemory")
+
+
+class FakeGnttab(ctypes.Structure):
+    """``struct fake_gnttab``, see tests/xen/fake/xengnttab.c for what each field means."""
+
+    _fields_ = [
+        ("memory", ctypes.c_int32),
+        ("granted", ctypes.c_uint32),
+        ("read_only", ctypes.c_uint32),
+        ("domid", ctypes.c_int32),
+        ("fail_errno", ctypes.c_int32),
+        ("fail_times", ctypes.c_uint32),
+        ("fail_skip", ctypes.c_uint32),
+        ("opened", ctypes.c_uint32),
+        ("closed", ctypes.c_uint32),
+        ("maps", ctypes.c_uint32),
+        ("tries", ctypes.c_uint32),
+        ("unmaps", ctypes.c_uint32),
+        ("pages", ctypes.c_uint32),
+        ("prot", ctypes.c_int32),
+        ("count", ctypes.c_uint32),
+        ("bad", ctypes.c_uint32),
+    ]
+
+
+class FakeForeign(ctypes.Structure):
+    """``struct fake_foreign``, see tests/xen/fake/xenforeignmemory.c for what each field means."""
+
+    _fields_ = [
+        ("memory", ctypes.c_int32),
+        ("domid", ctypes.c_int32),
+        ("fail_errno", ctypes.c_int32),
+        ("fail_times", ctypes.c_uint32),
+        ("bad_frame", ctypes.c_uint64),
+        ("bad_count", ctypes.c_uint64),
+        ("bad_errno", ctypes.c_int32),
+        ("bad_times", ctypes.c_uint32),
+        ("opened", ctypes.c_uint32),
+        ("closed", ctypes.c_uint32),
+        ("maps", ctypes.c_uint32),
+        ("unmaps", ctypes.c_uint32),
+        ("pages", ctypes.c_uint64),
+        ("prot", ctypes.c_int32),
+        ("flags", ctypes.c_int32),
+    ]
+
+
+def build(folder: Path) -> None:
+    """Compile the stand-ins into a folder, under the real libraries' names."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise RuntimeError("the tests of the Xen build need a C compiler (cc, or CC in the environment)")
+    for name in LIBRARIES:
+        soname = f"lib{name}.so.1"
+        subprocess.run(
+            [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+            + [f"-Wl,-soname,{soname}", "-o", folder / soname, SOURCES / f"{name}.c"],
+            check=True,
+        )
+
+
+def load(folder: Path) -> None:
+    """Make the libraries in a folder the ones that this process and its children find."""
+    for name in LIBRARIES:
+        ctypes.CDLL(str(folder / f"lib{name}.so.1"))
+    paths = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    os.environ["LD_LIBRARY_PATH"] = ":".join(paths)
+
+
+def gnttab() -> FakeGnttab:
+    """What the stand-in for libxengnttab counts and obeys."""
+    return FakeGnttab.in_dll(ctypes.CDLL("libxengnttab.so.1"), "fake_gnttab")
+
+
+def foreign() -> FakeForeign:
+    """What the stand-in for libxenforeignmemory counts and obeys."""
+    return FakeForeign.in_dll(ctypes.CDLL("libxenforeignmemory.so.1"), "fake_foreign")
