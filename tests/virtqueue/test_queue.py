@@ -275,6 +275,23 @@ def test_kick_suppression_with_event_idx() -> None:
     g.close()
 
 
+def test_closed_queue_is_empty_and_takes_late_chains() -> None:
+    g = Guest()
+    g.desc(0, DATA, 1)
+    g.offer(0)
+    (chain,) = g.queue.pop()
+    g.offer(0)
+    queue = g.queue
+    queue.close()
+    assert not queue.pop()
+    assert not queue.available()
+    assert not queue.kicks_on()
+    queue.kicks_off()
+    chain.push()  # a device that is late
+    assert g.used() == []
+    g.close()
+
+
 def test_full_call_counter_does_not_block() -> None:
     g = Guest()
     fd = call_fd(g)

@@ -69,6 +69,7 @@ class Queue:
         self.pausing = False
         self._memory = memory
         self._rings = rings
+        self._closed = False
         self._table: Table = memory.table
         self._free: list[Batch] = []
         descriptor, avail, used = rings
@@ -124,11 +125,9 @@ class Queue:
 
         :raises VirtqueueError: the driver broke the rules; those before the bad chain came first.
         """
+        if self.pausing or self._closed:
+            return Batch(self, 0, 0)
         batch = self._free.pop() if self._free else Batch(self, BATCH, self._pieces)
-        if self.pausing:
-            batch.cdata.n = 0
-            self._free.append(batch)
-            return batch
         table = self._memory.table
         if table is not self._table:
             self._table = table
@@ -150,7 +149,13 @@ class Queue:
             yield from batch
 
     def push_done(self, batch: Batch) -> None:
-        """Return the completed chains of a batch; batches and chains call this."""
+        """Return the completed chains of a batch; batches and chains call this.
+
+        A closed queue has nobody to return them to: then they only give their memory back.
+        """
+        if self._closed:
+            batch.release()
+            return
         if batch.mapped is not None:
             # The grants of a batch are mapped in one call, and given back before the driver hears of it.
             if next(batch.left(), None) is not None:
@@ -163,21 +168,24 @@ class Queue:
 
     def kicks_off(self) -> None:
         """Ask the driver for no kicks while the queue is served anyway."""
-        lib.vh_kicks_off(self._q)
+        if not self._closed:
+            lib.vh_kicks_off(self._q)
 
     def kicks_on(self) -> bool:
         """Ask for kicks again; true if chains came meanwhile, for which no kick may follow."""
-        return bool(lib.vh_kicks_on(self._q))
+        return not self._closed and bool(lib.vh_kicks_on(self._q))
 
     def available(self) -> bool:
         """Whether there is a chain to pop."""
-        return bool(lib.vh_available(self._q))
+        return not self._closed and bool(lib.vh_available(self._q))
 
     def close(self) -> None:
-        """Give the ring's memory back. The queue is not used after."""
-        self.pausing = True
+        """Give the ring's memory back. Whoever still has the queue finds it empty from now on."""
+        self._closed = True
         for ring in self._rings:
             ring.close()
+        self._free.clear()
+        self._table = Table()
 
     def _map(self, batch: Batch) -> int:
         # Buffers in grant regions, all of the batch in one call; before them their indirect tables.
