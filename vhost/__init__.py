@@ -15,11 +15,24 @@ if TYPE_CHECKING:
     from .backend import serve, serve_async
     from .devices.device import Device
     from .frontend import connect, connect_async
+    from .virtqueue import Chain, Queue
 
-__all__ = ("Device", "serve", "serve_async", "connect", "connect_async", "errors", "__version__")
+__all__ = (
+    "Device",
+    "Queue",
+    "Chain",
+    "serve",
+    "serve_async",
+    "connect",
+    "connect_async",
+    "errors",
+    "__version__",
+)
 
 _WHERE = {
     "Device": "vhost.devices.device",
+    "Queue": "vhost.virtqueue",
+    "Chain": "vhost.virtqueue",
     "serve": "vhost.backend",
     "serve_async": "vhost.backend",
     "connect": "vhost.frontend",
