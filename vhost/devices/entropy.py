@@ -66,8 +66,11 @@ class SeededSource:
         self._rest = b""
 
     def __call__(self, n: int) -> bytes:
-        if not self._rest:
-            self._rest = self._shake(f"{self._seed}:{self._next}".encode()).digest(self.BLOCK)
+        parts, have = [self._rest], len(self._rest)
+        while have < n:
+            parts.append(self._shake(f"{self._seed}:{self._next}".encode()).digest(self.BLOCK))
             self._next += 1
-        data, self._rest = self._rest[:n], self._rest[n:]
-        return data
+            have += self.BLOCK
+        data = b"".join(parts)
+        self._rest = data[n:]
+        return data[:n]

@@ -12,7 +12,7 @@ from vhost.virtqueue import Batch, Queue
 __all__ = ("Rng",)
 
 # Bytes taken from the source at a time, and seconds until a source that had none is asked again.
-_STOCK = 16384
+_STOCK = 65536
 _DRY = 0.02
 
 _log = logging.getLogger(__name__)
