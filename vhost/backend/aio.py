@@ -106,29 +106,32 @@ async def _serve(device: Device, source: Source) -> None:
             log.error("%s: cannot accept a connection: %s", device.name, error)
             await asyncio.sleep(ACCEPT_PAUSE)
             continue
-        with client:
-            client.setblocking(False)
-            await _converse(device, client)
+        client.setblocking(False)
+        await _converse(device, client)
 
 
 async def _converse(device: Device, sock: socket.socket) -> None:
     log.info("%s: front-end connected", device.name)
-    session = Session(device, LoopRunner)
+    session, failure = Session(device, LoopRunner), None
     try:
-        while not session.over:
-            await _ready(sock)
-            try:
-                data, fds = recv_fds(sock, READ_SIZE)
-            except BlockingIOError:
-                continue
-            for answer, riding in session.feed(data, fds):
-                await _send(sock, answer, riding)
+        await _talk(session, sock)
     except Exception as error:
-        log_end(device, error)
-    else:
-        log_end(device, None)
+        failure = error
     finally:
         session.close()
+        sock.close()
+    log_end(device, failure)
+
+
+async def _talk(session: Session, sock: socket.socket) -> None:
+    while not session.over:
+        await _ready(sock)
+        try:
+            data, fds = recv_fds(sock, READ_SIZE)
+        except BlockingIOError:
+            continue
+        for answer, riding in session.feed(data, fds):
+            await _send(sock, answer, riding)
 
 
 async def _send(sock: socket.socket, data: bytes, fds: list[int]) -> None:

@@ -56,7 +56,7 @@ class Source:
         self.sock.setblocking(False)
 
     def __str__(self) -> str:
-        return str(self._path) if self._path is not None else f"fd {self.sock.fileno()}"
+        return self.sock.getsockname() or f"fd {self.sock.fileno()}"
 
     def close(self) -> None:
         """Close the socket, and remove the path if it is still the one that was bound here."""

@@ -8,6 +8,7 @@ somebody polls it.
 """
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -219,7 +220,9 @@ class Ring:
 
     def _break(self, reason: str, *, trace: bool = False) -> None:
         self.broken = True
-        log.error("%s is broken until it is set up anew: %s", self.name, reason, exc_info=trace)
+        # Text only: who keeps a record with an exception keeps its frames, and through them guest memory.
+        where = f"\n{traceback.format_exc()}" if trace else ""
+        log.error("%s is broken until it is set up anew: %s%s", self.name, reason, where)
         self._err.signal()
 
     # ---- from settings to a running queue and back ----

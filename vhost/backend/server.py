@@ -19,7 +19,8 @@ __all__ = ("serve",)
 
 log = logging.getLogger("vhost.backend")
 
-READ_SIZE = 65536
+# Bytes of one read: more than the largest message.
+READ_SIZE = 8192
 # Seconds a front-end may leave an answer unread.
 SEND_TIMEOUT = 10.0
 # Seconds until the next try after the system could not accept a connection (out of descriptors, mostly).
@@ -68,9 +69,8 @@ def _accept(device: Device, listener: socket.socket, stop: HasFileno | None) -> 
             log.error("%s: cannot accept a connection: %s", device.name, error)
             _pause(stop)
             continue
-        with client:
-            client.setblocking(False)
-            _converse(device, client, stop)
+        client.setblocking(False)
+        _converse(device, client, stop)
 
 
 def _pause(stop: HasFileno | None) -> None:
@@ -82,26 +82,30 @@ def _pause(stop: HasFileno | None) -> None:
 
 def _converse(device: Device, sock: socket.socket, stop: HasFileno | None) -> None:
     log.info("%s: front-end connected", device.name)
-    session = Session(device, Worker)
+    session, failure = Session(device, Worker), None
     try:
-        while not session.over and wait(sock, select.POLLIN, stop=stop):
-            try:
-                data, fds = recv_fds(sock, READ_SIZE)
-            except BlockingIOError:
-                continue
-            for answer, riding in session.feed(data, fds):
-                if not send_all(sock, answer, riding, timeout=SEND_TIMEOUT, stop=stop):
-                    return
+        _talk(session, sock, stop)
     except Exception as error:
-        log_end(device, error)
-    else:
-        log_end(device, None)
+        failure = error
     finally:
         session.close()
+        sock.close()
+    log_end(device, failure)
+
+
+def _talk(session: Session, sock: socket.socket, stop: HasFileno | None) -> None:
+    while not session.over and wait(sock, select.POLLIN, stop=stop):
+        try:
+            data, fds = recv_fds(sock, READ_SIZE)
+        except BlockingIOError:
+            continue
+        for answer, riding in session.feed(data, fds):
+            if not send_all(sock, answer, riding, timeout=SEND_TIMEOUT, stop=stop):
+                return
 
 
 def log_end(device: Device, error: Exception | None) -> None:
-    """Say how a connection ended: as it should, by the peer's doing, or by a fault of our own."""
+    """Say how a connection ended, with everything it held released: in order, by the peer, or by our fault."""
     if error is None:
         log.info("%s: connection ended", device.name)
     elif isinstance(error, (RemoteProtocolError, TimeoutError)):

@@ -128,7 +128,7 @@ class Session:
                 raise ProtocolError(f"{message.name} before SET_OWNER")
             value = handler.call(self, message, request)
         except (VhostError, OSError) as error:
-            log.warning("%s: refused: %s: %s", self.device.name, message, error)
+            log.warning("%s: refused: %s: %s", self.device.name, message, str(error))
             return self._connection.ack(request, 1)
         except Exception:
             log.exception("%s: failed: %s", self.device.name, message)

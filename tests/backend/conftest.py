@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""A server with the echo device, once with threads and once with an event loop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.backend.echo import Echo
+from tests.backend.peer import footprint
+from tests.backend.serving import Serving
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
+    before = footprint()
+    with Serving(Echo(), request.param, tmp_path / "socket") as serving:
+        yield serving
+    assert footprint() == before

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""A server in a thread of the test process, blocking or with an event loop."""
+
+import asyncio
+import logging
+import socket
+import threading
+from pathlib import Path
+
+import vhost
+from tests.backend.peer import TIMEOUT, Lines, Peer, footprint
+from vhost.backend import Stop
+
+
+class Serving:
+    """Serves `device` on a path; the process has to be as before at the end."""
+
+    def __init__(self, device: vhost.Device, mode: str, path: Path) -> None:
+        self.device, self.mode, self.path = device, mode, path
+        self.lines = Lines()
+        self.stop = Stop()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="server")
+
+    def _run(self) -> None:
+        try:
+            if self.mode == "threads":
+                vhost.serve(self.device, self.path, stop=self.stop)
+            else:
+                asyncio.run(vhost.serve_async(self.device, self.path, stop=self.stop))
+        except BaseException as error:
+            self._failure = error
+
+    def connect(self) -> Peer:
+        """A new front-end; only one is served at a time."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(str(self.path))
+        return Peer(sock)
+
+    def settled(self, connections: int) -> object:
+        """What the process holds once `connections` in all have ended."""
+        self.lines.wait("connection (ended|dropped|lost)", count=connections)
+        return footprint()
+
+    def __enter__(self) -> "Serving":
+        logger = logging.getLogger("vhost.backend")
+        logger.addHandler(self.lines)
+        logger.setLevel(logging.DEBUG)
+        self._thread.start()
+        self.lines.wait("listening on")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop.set()
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), "the server does not end"
+        self.stop.close()
+        logging.getLogger("vhost.backend").removeHandler(self.lines)
+        if self._failure is not None:
+            raise self._failure
