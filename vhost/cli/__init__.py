@@ -14,7 +14,7 @@ def main() -> int:
     """The program; returns its exit status."""
     parser = argparse.ArgumentParser(
         "vhost",
-        description="Tools for vhost-user devices. The devices themselves are the programs vhost-rng, vhost-blk.",
+        description="Tools for vhost-user devices. The devices are other programs: vhost-rng, vhost-blk.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show version and build, and exit")
@@ -24,8 +24,8 @@ def main() -> int:
         "demo",
         help="show on this machine, without a virtual machine, that devices work",
         description=(
-            "Start vhost-rng and vhost-blk, connect to them as a virtual machine would, show the negotiation, move "
-            "data and check every byte. Needs no privileges, no network and some seconds; leaves nothing."
+            "Start vhost-rng and vhost-blk, connect to them as a virtual machine would, show the "
+            "negotiation, move data, check all of it. Needs no privileges and no network, leaves nothing."
         ),
         allow_abbrev=False,
     )
