@@ -103,16 +103,7 @@ from .header import (
     Header,
     Side,
 )
-from .message import (
-    REGISTRY,
-    U64,
-    Empty,
-    Gate,
-    Message,
-    Payload,
-    ReplyRule,
-    Terms,
-)
+from .message import REGISTRY, U64, Empty, Message, Payload, ReplyRule
 from .payloads import (
     ConfigReply,
     CryptoSession,
@@ -121,19 +112,18 @@ from .payloads import (
     IotlbPerm,
     IotlbType,
     LogBase,
-    MemoryRegion,
-    MemTable,
     PackedBase,
     SharedObject,
     ShmemConfig,
     VringBase,
     VringFlag,
-    XenFlag,
 )
 from .quirks import (
     Quirk,
     Quirks,
 )
+from .regions import MemoryRegion, MemTable, XenFlag
+from .terms import Gate, Terms
 
 __all__ = (
     "VirtioFeature",

@@ -9,8 +9,9 @@ from typing import ClassVar, Self
 from .features import ProtocolFeature as F
 from .features import VirtioFeature
 from .header import Channel
-from .message import Gate, Message, ReplyRule, Terms, message, payload
+from .message import Message, ReplyRule, message, payload
 from .payloads import pack_fd_word, unpack_fd_word
+from .terms import Gate, Terms
 
 __all__ = (
     "BackendMessage",
@@ -108,7 +109,7 @@ class SharedObjectRemove(BackendMessage):
     "SHARED_OBJECT_LOOKUP",
     "16s",
     reply=ReplyRule.STATUS,
-    reply_fds=(0, 1),
+    reply_fds=1,
     gate=F.SHARED_OBJECT | F.BACKEND_REQ,
 )
 class SharedObjectLookup(BackendMessage):

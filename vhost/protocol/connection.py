@@ -15,10 +15,26 @@ from .events import Closed, Event, Rejected, Reply, Request
 from .features import ProtocolFeature
 from .framing import Frame, Framer
 from .header import Channel, Flag, Header, Side
-from .message import REGISTRY, U64, Message, Payload, ReplyRule, Terms
+from .message import REGISTRY, U64, Message, Payload, ReplyRule
 from .quirks import Quirks
+from .terms import Terms
 
 __all__ = ("Connection",)
+
+_BY_BACKEND = ProtocolFeature.BACKEND_SEND_FD
+
+
+class _Term:
+    """An attribute of the connection that lives in its terms."""
+
+    def __set_name__(self, owner: "type[Connection]", name: str) -> None:
+        self._name = name
+
+    def __get__(self, connection: "Connection", owner: "type[Connection]") -> int:
+        return int(getattr(connection.terms, self._name))
+
+    def __set__(self, connection: "Connection", value: int) -> None:
+        setattr(connection.terms, self._name, value)
 
 
 class Connection:
@@ -29,9 +45,19 @@ class Connection:
     :param max_payload: bytes of payload to take at most; by default what the channel needs.
     :param max_regions: regions in one SET_MEM_TABLE that we send, and take from a peer without quirks.
 
-    The negotiated state is kept here as SET_FEATURES, SET_PROTOCOL_FEATURES and their questions go by. Its
-    attributes may also be set, and have to be on the back-end request socket, where no negotiation passes.
+    :ivar features: negotiated virtio features; *offered_features* what the back-end offers.
+    :ivar protocol_features: negotiated protocol features, on the GPU socket those of GPU;
+        *offered_protocol_features* what the peer offers.
+    :ivar terms: these and what else has been agreed on.
+
+    The four sets are kept here as the messages about them go by. They may also be set, and have to be on the
+    back-end request socket, where no negotiation passes.
     """
+
+    features = _Term()
+    protocol_features = _Term()
+    offered_features = _Term()
+    offered_protocol_features = _Term()
 
     def __init__(
         self,
@@ -45,8 +71,8 @@ class Connection:
         self.channel = channel
         self.side = side
         self.terms = Terms(max_regions=max_regions, quirks=quirks or Quirks())
-        self._framer = Framer(channel, side, max_payload or channel.max_payload)
-        self._max_payload = max_payload or channel.max_payload
+        self._max_payload = channel.max_payload if max_payload is None else max_payload
+        self._framer = Framer(channel, side, self._max_payload, max(max_regions, 32))
         self._messages = REGISTRY[channel]
         self._pending: deque[tuple[Message, ReplyRule]] = deque()  # sent and not answered yet
         self._event: Event | None = None  # the one the caller is working on
@@ -54,44 +80,6 @@ class Connection:
         self._error: RemoteProtocolError | None = None
         self._over = False
         self._closed = False
-
-    # ---- negotiated state ----------------------------------------------------------------------------------
-
-    @property
-    def features(self) -> int:
-        """Negotiated virtio features."""
-        return self.terms.features
-
-    @features.setter
-    def features(self, value: int) -> None:
-        self.terms.features = value
-
-    @property
-    def protocol_features(self) -> int:
-        """Negotiated protocol features; on the GPU socket those of GPU."""
-        return self.terms.protocol_features
-
-    @protocol_features.setter
-    def protocol_features(self, value: int) -> None:
-        self.terms.protocol_features = value
-
-    @property
-    def offered_features(self) -> int:
-        """Virtio features the back-end offers."""
-        return self.terms.offered_features
-
-    @offered_features.setter
-    def offered_features(self, value: int) -> None:
-        self.terms.offered_features = value
-
-    @property
-    def offered_protocol_features(self) -> int:
-        """Protocol features the back-end offers; on the GPU socket those the front-end offers."""
-        return self.terms.offered_protocol_features
-
-    @offered_protocol_features.setter
-    def offered_protocol_features(self, value: int) -> None:
-        self.terms.offered_protocol_features = value
 
     # ---- receiving -----------------------------------------------------------------------------------------
 
@@ -144,14 +132,14 @@ class Connection:
             if reason := kind.gate.closed(self.terms):
                 raise RemoteProtocolError(f"{kind.name} is not allowed: {reason}")
             message = kind.decode(frame.payload, self.terms)
-            self._check_fds(kind.name, frame.fd_count, message.fd_range(), message.stray_fds(self.terms))
+            least, most = message.fd_range()
+            self._check_fds(kind.name, frame.fd_count, least, most + message.stray_fds(self.terms))
         except RemoteProtocolError as error:
             frame.drop()
-            rule = ReplyRule.ACK if kind is None else kind.reply
-            if self.channel is Channel.GPU and kind is None:
-                rule = ReplyRule.NEVER
-            name = f"request {code}" if kind is None else kind.name
-            return Rejected(code, name, acked and rule is ReplyRule.ACK, error, kind, rule)
+            if kind is None:
+                rule = ReplyRule.NEVER if self.channel is Channel.GPU else ReplyRule.ACK
+                return Rejected(code, f"request {code}", acked, error, None, rule)
+            return Rejected(code, kind.name, acked and kind.reply is ReplyRule.ACK, error, kind, kind.reply)
         before = replace(self.terms)
         message.settle(self.terms)
         rule = message.rule(self.terms)
@@ -172,35 +160,45 @@ class Connection:
                 raise RemoteProtocolError(
                     f"an answer to request {frame.header.request} instead of {message.name}"
                 )
-            value: Payload
             if rule is ReplyRule.VALUE:
                 value = message.decode_reply(frame.payload, self.terms)
-                code = message.code(value, frame.fd_count)
             else:
                 value = U64.decode(frame.payload, self.terms)
-                code = value.value
-            least, most = message.reply_fds
-            self._check_fds(f"the answer to {message.name}", frame.fd_count, (0 if code else least, most))
+            code = self._check_answer(message, rule, value, frame.fd_count)
             message.settle_reply(value, self.terms)
         except RemoteProtocolError:
             frame.drop()
             raise
         return Reply(value, message, code, _fds=frame.fds)
 
-    def _check_fds(self, what: str, count: int, allowed: tuple[int, int], strays: int = 0) -> None:
-        least, most = allowed
-        if not least <= count <= most + strays:
+    def _check_fds(self, what: str, count: int, least: int, most: int) -> None:
+        if not least <= count <= most:
             wanted = f"{least}" if least == most else f"{least} to {most}"
-            raise RemoteProtocolError(f"{what} came with {count} descriptors, not {wanted}")
-        send_fd = ProtocolFeature.BACKEND_SEND_FD
-        if count and self.channel is Channel.BACKEND and not self.terms.protocol_features & send_fd:
-            raise RemoteProtocolError(f"{what} came with descriptors, but {send_fd!r} is not negotiated")
+            raise RemoteProtocolError(f"{what} has {count} descriptors, not {wanted}")
+        if count and self.channel is Channel.BACKEND and not self.protocol_features & _BY_BACKEND:
+            raise RemoteProtocolError(f"{what} has descriptors, but {_BY_BACKEND!r} is not negotiated")
+
+    @staticmethod
+    def _check_answer(message: Message, rule: ReplyRule, value: Payload, fds: int) -> int:
+        """What an answer means, 0 for success; an answer without descriptors may always tell a failure."""
+        code = (
+            message.code(value, fds) if rule is ReplyRule.VALUE or not isinstance(value, U64) else value.value
+        )
+        least, most = message.reply_fd_range(value) if rule is not ReplyRule.ACK else (0, 0)
+        if not (0 if code else least) <= fds <= most:
+            raise RemoteProtocolError(f"the answer to {message.name} has {fds} descriptors: {value}")
+        return code
 
     @property
     def _acks(self) -> bool:
         return self.channel is not Channel.GPU and bool(
             self.terms.protocol_features & ProtocolFeature.REPLY_ACK
         )
+
+    @property
+    def pending(self) -> int:
+        """How many requests of ours still wait for their answer."""
+        return len(self._pending)
 
     # ---- sending -------------------------------------------------------------------------------------------
 
@@ -221,7 +219,10 @@ class Connection:
             raise LocalProtocolError(f"{message.name} is not for the socket for {self.channel.label}")
         if reason := message.gate.closed(self.terms):
             raise LocalProtocolError(f"{message.name} may not be sent: {reason}")
-        self._check_own_fds(message.name, len(fds), message.fd_range())
+        try:
+            self._check_fds(message.name, len(fds), *message.fd_range())
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(str(error)) from None
         rule = message.rule(self.terms)
         if need_reply and not self._acks:
             raise LocalProtocolError(f"{message.name} cannot ask for a reply: REPLY_ACK is not negotiated")
@@ -246,13 +247,10 @@ class Connection:
         wanted = message.reply_type if rule is ReplyRule.VALUE else U64
         if not isinstance(value, wanted):
             raise LocalProtocolError(f"{message.name} is answered with {wanted.__name__}, not with {value!r}")
-        code = (
-            value.value
-            if rule is ReplyRule.STATUS and isinstance(value, U64)
-            else message.code(value, len(fds))
-        )
-        least, most = message.reply_fds
-        self._check_own_fds(f"the answer to {message.name}", len(fds), (0 if code else least, most))
+        try:
+            self._check_answer(message, rule, value, len(fds))
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(str(error)) from None
         data = self._answer(request, value)
         message.settle_reply(value, self.terms)
         return data, list(fds)
@@ -262,9 +260,12 @@ class Connection:
 
         For a request that is always answered, and failed: the form its answer then has.
 
-        :param code: 0 for success. A refused request takes back what it changed in the negotiated state.
+        :param code: 0 for success. A refused request takes back what it changed in the negotiated state. For
+            a :class:`Rejected`, which cannot have succeeded, 0 means 1.
         :raises LocalProtocolError: the request is answered with a value, or has been answered.
         """
+        if isinstance(request, Rejected):
+            code = code or 1
         if code and self._undo is not None and self._undo[0] is request:
             self.terms = self._undo[1]
         if request.rule is ReplyRule.VALUE:
@@ -272,6 +273,8 @@ class Connection:
             if not code or kind is None:
                 raise LocalProtocolError(f"{request} is answered with a value: use reply()")
             return self._answer(request, kind.failure(code)), []
+        if request.rule is ReplyRule.STATUS and isinstance(request, Request):
+            return self.reply(request, U64(code))
         if request.need_reply or request.rule is ReplyRule.STATUS:
             return self._answer(request, U64(code)), []
         return None
@@ -298,12 +301,6 @@ class Connection:
                 f"{value.name} has {len(data)} bytes, the limit here is {self._max_payload}"
             )
         return Header(request, flags | self.channel.version, len(data)).pack() + data
-
-    def _check_own_fds(self, what: str, count: int, allowed: tuple[int, int]) -> None:
-        try:
-            self._check_fds(what, count, allowed)
-        except RemoteProtocolError as error:
-            raise LocalProtocolError(str(error)) from None
 
     def _check_open(self, side: Side, what: str) -> None:
         if self.side is not side:

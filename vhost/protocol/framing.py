@@ -16,7 +16,6 @@ from .header import HEADER_SIZE, Channel, Flag, Header, Side
 __all__ = ("Frame", "Framer")
 
 _UNKNOWN = Header(0, 0, 0)
-_MAX_FDS = 32  # kept for one message; what comes beyond is closed at once and only counted
 
 
 @dataclass(slots=True, eq=False)
@@ -29,9 +28,9 @@ class Frame:
     fd_count: int = 0
     known: bool = False  # whether the header is there
 
-    def add(self, fds: Sequence[int]) -> None:
-        """Take descriptors in."""
-        room = _MAX_FDS - len(self.fds)
+    def add(self, fds: list[int], limit: int) -> None:
+        """Take descriptors in; those beyond *limit* are closed at once and only counted."""
+        room = limit - len(self.fds)
         self.fds += fds[:room]
         close_all(fds[room:])
         self.fd_count += len(fds)
@@ -43,12 +42,16 @@ class Frame:
 
 
 class Framer:
-    """The receiving half of one end of a socket."""
+    """The receiving half of one end of a socket.
 
-    def __init__(self, channel: Channel, side: Side, max_payload: int) -> None:
+    :param max_payload: bytes of payload to take at most; :param max_fds: descriptors to keep for one message.
+    """
+
+    def __init__(self, channel: Channel, side: Side, max_payload: int, max_fds: int) -> None:
         self._channel = channel
         self._replies = side is Side.REQUESTER
         self._max_payload = max_payload
+        self._max_fds = max_fds
         self._buffer = bytearray()
         self._frames: deque[Frame] = deque()  # begun and not handed out; only the last can be without header
         self._next = 0  # offset in the buffer where the last frame begins, or, once it is known, ends
@@ -58,10 +61,10 @@ class Framer:
         self, data: bytes | bytearray | memoryview, fds: Sequence[int], *, ignore: bool = False
     ) -> None:
         """Take bytes and descriptors; with *ignore* only close the latter."""
-        if ignore or self.ended or not data:
+        if ignore or self.ended:
             close_all(fds)
-            self.ended = self.ended or not ignore
             return
+        self.ended = not data
         self._buffer += data
         last = self._frames[-1] if self._frames else None
         while True:
@@ -78,7 +81,7 @@ class Framer:
         if last is None:
             close_all(fds)
         else:
-            last.add(list(fds))
+            last.add(list(fds), self._max_fds)
 
     @property
     def missing(self) -> int:

@@ -11,7 +11,8 @@ from vhost.errors import RemoteProtocolError
 
 from .features import GpuProtocolFeature
 from .header import Channel
-from .message import U64, Empty, Message, Payload, ReplyRule, Terms, message, payload
+from .message import U64, Empty, Message, Payload, ReplyRule, message, payload
+from .terms import Terms
 
 __all__ = (
     "GpuMessage",

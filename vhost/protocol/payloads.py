@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Values inside messages and replies: regions, bases, configuration, inflight, shared memory.
+"""Values inside messages and replies: bases, configuration, inflight, shared memory.
 
 Layouts are those of vhost-user.rst, «Message types» and «Payload». Addresses and sizes are in bytes.
 """
@@ -11,15 +11,14 @@ from typing import Self
 
 from vhost.errors import RemoteProtocolError
 
-from .message import Payload, Terms, payload
+from .message import Payload, payload
+from .quirks import Quirks
+from .terms import Terms
 
 __all__ = (
-    "MemoryRegion",
-    "XenFlag",
     "VringBase",
     "PackedBase",
     "LogBase",
-    "MemTable",
     "ConfigReply",
     "Inflight",
     "DeviceStateReply",
@@ -30,17 +29,6 @@ __all__ = (
     "IotlbPerm",
     "VringFlag",
 )
-
-
-class XenFlag(enum.IntFlag):
-    """How a region of a Xen guest is mapped; no bit set: like any file."""
-
-    FOREIGN = 1 << 0
-    GRANT = 1 << 1
-    NO_ADVANCE_MAP = 1 << 8
-
-
-_NO_ADVANCE_MAP_8 = 1 << 3  # see Quirks.xen_no_advance_map_8
 
 
 class IotlbType(enum.IntEnum):
@@ -80,107 +68,6 @@ def unpack_fd_word(word: int) -> tuple[int, bool]:
     return word & 0xFF, bool(word & _NO_FD)
 
 
-_REGION = struct.Struct("=QQQQ")
-_REGION_XEN = struct.Struct("=QQQQII")
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryRegion:
-    """A piece of guest memory and where its bytes are.
-
-    :param guest_addr: guest-physical address of the first byte; *size* in bytes.
-    :param user_addr: address in the front-end.
-    :param mmap_offset: of the first byte in the file.
-    :param xen_flags: :class:`XenFlag`; *domid* the domain. On the wire only with XEN_MMAP.
-    """
-
-    guest_addr: int
-    size: int
-    user_addr: int
-    mmap_offset: int
-    xen_flags: int = 0
-    domid: int = 0
-
-    @staticmethod
-    def wire_size(terms: Terms) -> int:
-        """Bytes of one region: 32, or 40 with XEN_MMAP."""
-        return _REGION_XEN.size if terms.xen else _REGION.size
-
-    @classmethod
-    def decode_from(cls, data: bytes, offset: int, terms: Terms) -> Self:
-        """The region at *offset* of *data*, which must hold all of it."""
-        if not terms.xen:
-            return cls(*_REGION.unpack_from(data, offset))
-        guest, size, user, place, flags, domid = _REGION_XEN.unpack_from(data, offset)
-        if flags & _NO_ADVANCE_MAP_8 and terms.quirks.xen_no_advance_map_8:
-            flags = flags & ~_NO_ADVANCE_MAP_8 | XenFlag.NO_ADVANCE_MAP
-        return cls(guest, size, user, place, flags, domid)
-
-    def encode(self, terms: Terms) -> bytes:
-        """The bytes of this region."""
-        place = (self.guest_addr, self.size, self.user_addr, self.mmap_offset)
-        if not terms.xen:
-            return _REGION.pack(*place)
-        flags = int(self.xen_flags)
-        if flags & XenFlag.NO_ADVANCE_MAP and terms.quirks.write_xen_no_advance_map_8:
-            flags = flags & ~XenFlag.NO_ADVANCE_MAP | _NO_ADVANCE_MAP_8
-        return _REGION_XEN.pack(*place, flags, self.domid)
-
-    def __str__(self) -> str:
-        xen = f" xen={self.xen_flags:#x} domid={self.domid}" if self.xen_flags or self.domid else ""
-        return (
-            f"{self.guest_addr:#x}+{self.size:#x} user={self.user_addr:#x} offset={self.mmap_offset:#x}{xen}"
-        )
-
-
-_TABLE = struct.Struct("=I4x")
-_FULL_TABLE = 8
-
-
-def encode_regions(regions: tuple[MemoryRegion, ...], terms: Terms) -> bytes:
-    """The bytes of a memory table, with the regions used."""
-    return _TABLE.pack(len(regions)) + b"".join([region.encode(terms) for region in regions])
-
-
-def decode_regions(data: bytes, terms: Terms, name: str) -> tuple[MemoryRegion, ...]:
-    """The regions of the memory table that is *data*.
-
-    :raises RemoteProtocolError: too many regions, or a size that does not fit their number.
-    """
-    if len(data) < _TABLE.size:
-        raise RemoteProtocolError(
-            f"{name} has a payload of {len(data)} bytes, not even its {_TABLE.size} byte head"
-        )
-    (count,) = _TABLE.unpack_from(data)
-    limit = max(terms.max_regions, 32) if terms.quirks.many_regions else terms.max_regions
-    if count > limit:
-        raise RemoteProtocolError(f"{name} has {count} regions, more than the {limit} this side takes")
-    each = MemoryRegion.wire_size(terms)
-    sizes = {_TABLE.size + count * each}
-    if terms.quirks.full_mem_table and count <= _FULL_TABLE:
-        sizes.add(_TABLE.size + _FULL_TABLE * each)
-    if len(data) not in sizes:
-        wanted = " or ".join(map(str, sorted(sizes)))
-        raise RemoteProtocolError(
-            f"{name} with {count} regions has a payload of {len(data)} bytes, not {wanted}"
-        )
-    return tuple(MemoryRegion.decode_from(data, _TABLE.size + i * each, terms) for i in range(count))
-
-
-@payload()
-class MemTable(Payload):
-    """Regions with the back-end's own addresses as user addresses: the answer in postcopy."""
-
-    regions: tuple[MemoryRegion, ...]
-
-    @classmethod
-    def decode(cls, data: bytes, terms: Terms) -> Self:
-        return cls(decode_regions(data, terms, cls.name))
-
-    def encode(self, terms: Terms) -> bytes:
-        return encode_regions(self.regions, terms)
-
-
 @payload("II")
 class VringBase(Payload):
     """Where a ring goes on: of a split ring the next avail index, of a packed one see :class:`PackedBase`."""
@@ -199,9 +86,9 @@ class PackedBase:
     used_wrap: bool
 
     @classmethod
-    def of(cls, base: int, terms: Terms) -> Self:
+    def of(cls, base: int, quirks: Quirks) -> Self:
         """Take the 32 bits of a base apart."""
-        if base >> 16 == 0 and terms.quirks.packed_base_16:
+        if base >> 16 == 0 and quirks.packed_base_16:
             base |= base << 16
         return cls(base & 0x7FFF, bool(base >> 15 & 1), base >> 16 & 0x7FFF, bool(base >> 31 & 1))
 
