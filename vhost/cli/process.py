@@ -37,6 +37,7 @@ class Daemon:
         self._ready = folder / f"{name}.ready"
         self._command = [
             sys.executable,
+            "-P",  # what is installed, and not a source tree that happens to be the working directory
             "-m",
             f"vhost.daemon.{name}",
             f"--socket-path={self.socket}",
