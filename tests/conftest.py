@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What all tests share: which build of guest memory they run on, and fixtures that find leaks.
 
-The installation decides the build, nothing here does. ``VHOST_EXPECT_MEM`` only says which one was meant to be
-tested, and the run stops when it is another. The Xen build runs on stand-ins of the Xen libraries, unless
+The installation decides the build, nothing here does. ``VHOST_EXPECT_MEM`` only says which one was meant to
+be tested, and the run stops when it is another. The Xen build runs on stand-ins of the Xen libraries, unless
 ``VHOST_XEN=1`` says that this is a Xen domain.
 """
 
@@ -19,8 +19,8 @@ import pytest
 from .xen import fakes
 
 REAL_XEN = os.environ.get("VHOST_XEN") == "1"
-# Importing the Xen build loads the libraries, so they are made before. What is installed is read directly here:
-# vhost.mem is not imported yet.
+# Importing the Xen build loads the libraries, so they are made before. What is installed is read directly
+# here: vhost.mem is not imported yet.
 FAKE_XEN = "xen" in entry_points(group="vhost.mem").names and not REAL_XEN
 
 _folder = tempfile.TemporaryDirectory(prefix="vhost-fake-xen-")
@@ -39,7 +39,7 @@ def pytest_configure() -> None:
     expected = os.environ.get("VHOST_EXPECT_MEM")
     if expected not in (None, "", mem.SELECTED):
         pytest.exit(
-            f"VHOST_EXPECT_MEM says that the {expected} build is to be tested, but installed is {version.describe()}",
+            f"VHOST_EXPECT_MEM={expected} is what was to be tested, but this is {version.describe()}",
             returncode=pytest.ExitCode.USAGE_ERROR,
         )
 
@@ -57,9 +57,9 @@ def _open_fds() -> Counter[str]:
     # What the descriptors refer to, without the one that reads the directory. Kinds rather than numbers: a
     # descriptor that is closed and opened again is no leak.
     found: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
+            target = str(fd.readlink())
         except FileNotFoundError:
             continue
         found[re.sub(r":\[\d+\]", "", target)] += 1

@@ -67,11 +67,9 @@ def build(folder: Path) -> None:
         raise RuntimeError("the tests of the Xen build need a C compiler (cc, or CC in the environment)")
     for name in LIBRARIES:
         soname = f"lib{name}.so.1"
-        subprocess.run(
-            [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-            + [f"-Wl,-soname,{soname}", "-o", folder / soname, SOURCES / f"{name}.c"],
-            check=True,
-        )
+        command = [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        command += [f"-Wl,-soname,{soname}", "-o", str(folder / soname), str(SOURCES / f"{name}.c")]
+        subprocess.run(command, check=True)
 
 
 def load(folder: Path) -> None:

@@ -66,6 +66,7 @@ class Region:
     :param address: host address of ``view``, 0 without one.
     :param writable: whether devices may write here.
     :param guard: slot of ``vh_guard_add``, 0: none.
+    :param source: what parts of it are mapped from, if there is no view.
     """
 
     spec: RegionSpec
@@ -73,6 +74,7 @@ class Region:
     address: int
     writable: bool
     guard: int = 0
+    source: object = None
 
 
 def host_view(address: int, size: int, release: Callable[[Any], object]) -> memoryview:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar, final
+from weakref import ref
 
 from vhost._core import ffi, lib
 from vhost.errors import GuestMemoryError
@@ -94,77 +95,86 @@ class XenMemory(GuestMemory):
 
     def __init__(self) -> None:
         super().__init__()
-        self._foreign: ForeignMemory | None = None
-        self._grants: GrantTable | None = None
+        # Regions hold the handles they need, so that these close with the last region.
+        self._foreign: ref[ForeignMemory] | None = None
+        self._grants: ref[GrantTable] | None = None
 
     def _map(self, spec: RegionSpec, fd: int | None) -> Region:
-        # Called under the lock, so handles are opened once.
+        # Called under the lock: regions share one handle of each kind.
         flags = _checked_flags(spec)
         if flags == XenFlag.FOREIGN:
-            if self._foreign is None:
-                self._foreign = ForeignMemory()
-            return _map_foreign(self._foreign, spec)
-        if self._grants is None:
-            self._grants = GrantTable()
+            foreign = (self._foreign and self._foreign()) or ForeignMemory()
+            self._foreign = ref(foreign)
+            return _map_foreign(foreign, spec)
+        grants = (self._grants and self._grants()) or GrantTable()
+        self._grants = ref(grants)
+        region = Region(spec, None, 0, writable=True, source=grants)
         if flags & _NO_ADVANCE:
-            return Region(spec, None, 0, writable=True)
-        deferred = Region(spec, None, 0, writable=True)
-        (address,), (view,) = self._map_parts([(deferred, 0, spec.size, True)])
+            return region
+        (address,), (view,) = self._map_parts([(region, 0, spec.size, True)])
         return Region(spec, view, address, writable=True)
 
     def _map_parts(
         self, parts: Sequence[tuple[Region, int, int, bool]]
     ) -> tuple[list[int], Sequence[memoryview]]:
+        # No variable holds the first when the second fails: a traceback must not keep grants mapped.
+        mapped = [*_map_grants(parts, write=False), *_map_grants(parts, write=True)]
         addresses = [0] * len(parts)
         views = [memoryview(bytearray())] * len(parts)
-        for write in (False, True):
-            # (index of the part, its first page in the mapping)
-            places: list[tuple[int, int]] = []
-            domids: list[int] = []
-            refs: list[int] = []
-            for index, (region, offset, n, wanted) in enumerate(parts):
-                if wanted is not write or not n:
-                    continue
-                found = _refs(region.spec, offset, n)
-                if len(refs) + len(found) > MAX_GRANTS:
-                    raise GuestMemoryError(
-                        f"more than {MAX_GRANTS} grants would have to be mapped at once, which the kernel refuses"
-                    )
-                places.append((index, len(refs)))
-                domids.extend([region.spec.domid] * len(found))
-                refs.extend(found)
-            if not refs:
-                continue
-            try:
-                base, whole = self._map_grants(domids, refs, write)
-            except GuestMemoryError:
-                views.clear()  # the traceback must not keep grants mapped
-                raise
-            for index, page in places:
-                region, offset, n, _ = parts[index]
-                start = page * PAGE_SIZE + (region.spec.guest_addr + offset) % PAGE_SIZE
-                addresses[index] = base + start
-                views[index] = whole[start : start + n]
+        for index, address, view in mapped:
+            addresses[index], views[index] = address, view
         return addresses, views
 
-    def _map_grants(self, domids: list[int], refs: list[int], write: bool) -> tuple[int, memoryview]:
-        table = self._grants
-        assert table is not None  # opened with the first grant region
-        protection = Protection.READ | Protection.WRITE if write else Protection.READ
-        domid = domids[0]
-        call: Callable[[], pyxenctrl.GrantMapping]
-        if domids.count(domid) == len(domids):
-            call = partial(table.map_domain_grant_refs, domid, refs, protection)
-        else:
-            call = partial(table.map_grant_refs, domids, refs, protection)
-        try:
-            mapping = _retry(call, errno.EAGAIN)
-        except OSError as error:
+
+def _map_grants(
+    parts: Sequence[tuple[Region, int, int, bool]], write: bool
+) -> list[tuple[int, int, memoryview]]:
+    # Map all parts of one direction in one call: (index of the part, its host address, its view).
+    places: list[tuple[int, int]] = []  # (index of the part, its first page in the mapping)
+    domids: list[int] = []
+    refs: list[int] = []
+    table: GrantTable | None = None
+    for index, (region, offset, n, wanted) in enumerate(parts):
+        if wanted is not write or not n:
+            continue
+        found = _refs(region.spec, offset, n)
+        if len(refs) + len(found) > MAX_GRANTS:
             raise GuestMemoryError(
-                f"the guest's grants cannot be used: {error.strerror}; it did not grant them so, "
-                f"or took them back while the device was using them"
-            ) from error
-        return mapping.address, host_view(mapping.address, mapping.size, partial(_unmap, mapping, 0))
+                f"more than {MAX_GRANTS} grants would have to be mapped at once, which the kernel refuses"
+            )
+        assert isinstance(region.source, GrantTable)  # a region without a view has one
+        table = region.source
+        places.append((index, len(refs)))
+        domids.extend([region.spec.domid] * len(found))
+        refs.extend(found)
+    if table is None:
+        return []
+    mapping = _map_refs(table, domids, refs, Protection.READ | Protection.WRITE if write else Protection.READ)
+    whole = host_view(mapping.address, mapping.size, partial(_unmap, mapping, 0))
+    mapped = []
+    for index, page in places:
+        region, offset, n, _ = parts[index]
+        start = page * PAGE_SIZE + (region.spec.guest_addr + offset) % PAGE_SIZE
+        mapped.append((index, mapping.address + start, whole[start : start + n]))
+    return mapped
+
+
+def _map_refs(
+    table: GrantTable, domids: list[int], refs: list[int], protection: Protection
+) -> pyxenctrl.GrantMapping:
+    domid = domids[0]
+    call: Callable[[], pyxenctrl.GrantMapping]
+    if domids.count(domid) == len(domids):
+        call = partial(table.map_domain_grant_refs, domid, refs, protection)
+    else:
+        call = partial(table.map_grant_refs, domids, refs, protection)
+    try:
+        return _retry(call, errno.EAGAIN)
+    except OSError as error:
+        raise GuestMemoryError(
+            f"the guest's grants cannot be used: {error.strerror}; it did not grant them so, "
+            f"or took them back while the device was using them"
+        ) from error
 
 
 def _checked_flags(spec: RegionSpec) -> XenFlag:
