@@ -28,12 +28,13 @@ class Daemon(Process):
     def finish(self) -> None:
         """Ends one of our daemons as a service manager would, and judges it.
 
-        :raises AssertionError: its status is not 0, or its log has warnings or worse.
+        :raises AssertionError: its status is not 0, it has complained, or its socket is still there.
         """
         status = self.stop()
         assert status == 0, f"{self.name} ended with status {status} on SIGTERM:\n{self.tail()}"
         complaints = self.complaints()
         assert not complaints, f"{self.name} complains:\n" + "\n".join(complaints)
+        assert not self.socket.exists(), f"{self.name} left its socket behind: {self.socket}"
 
     def complaints(self) -> list[str]:
         """The lines of the log that are warnings or worse, or no log lines at all (a traceback, say)."""
@@ -53,10 +54,10 @@ def ours(
     """
     path = work / f"{name}.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
-        notices.bind(str(work / f"{name}.notify"))
+        notices.bind("")  # the kernel picks an abstract name, which leaves no file behind
+        address = "@" + notices.getsockname()[1:].decode()
         argv = [console_script(script), "-v", "--socket-path", path, *options]
-        environment = {"NOTIFY_SOCKET": str(work / f"{name}.notify")}
-        with Daemon(argv, logs / f"{name}.log", environment=environment) as daemon:
+        with Daemon(argv, logs / f"{name}.log", environment={"NOTIFY_SOCKET": address}) as daemon:
             daemon.socket = path
             await_ready(daemon, notices)
             yield daemon
@@ -90,6 +91,9 @@ def storage_daemon(image: Path, *, queues: int, work: Path, logs: Path) -> Itera
             *("--blockdev", f"driver=file,node-name=disk,filename={image},discard=unmap"),
             *("--export", f"{export},addr.type=fd,addr.str={listener.fileno()}"),
         ]
-        with Daemon(argv, logs / "qemu-storage-daemon.log", fds=(listener.fileno(),)) as daemon:
-            daemon.socket = path
-            yield daemon
+        try:
+            with Daemon(argv, logs / "qemu-storage-daemon.log", fds=(listener.fileno(),)) as daemon:
+                daemon.socket = path
+                yield daemon
+        finally:
+            path.unlink(missing_ok=True)

@@ -84,7 +84,7 @@ def running(kernel: Path, root: Path, *, work: Path, logs: Path) -> Iterator[Mac
         devices: Sequence[str] = (
             *vhost_user("vhost-user-rng-pci", rng.socket, "rng"),
             *vhost_user(f"vhost-user-blk-pci,num-queues={QUEUES}", disk.socket, "disk"),
-            *vhost_user("vhost-user-blk-pci", read_only.socket, "read-only"),
+            *vhost_user("vhost-user-blk-pci,num-queues=1", read_only.socket, "read-only"),
         )
         argv = (*guest.machine(kernel, root), *devices)
         booted = stack.enter_context(Guest(argv, logs, witnesses=(rng, disk, read_only)))

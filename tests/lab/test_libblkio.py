@@ -32,11 +32,9 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def daemon(image: Path, work: Path, logs: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    name = request.node.name.removeprefix("test_")[:40]
-    with ours(
-        "vhost-blk", "--blk-file", image, "--num-queues", "2", name=name, work=work, logs=logs
-    ) as daemon:
+def daemon(image: Path, work: Path, tmp_path: Path) -> Iterator[Daemon]:
+    options = ("--blk-file", image, "--num-queues", "2")
+    with ours("vhost-blk", *options, name="blk", work=work, logs=tmp_path) as daemon:
         yield daemon
         daemon.finish()
 
