@@ -37,13 +37,15 @@ class Daemon:
         self._ready = folder / f"{name}.ready"
         self._command = [
             sys.executable,
-            "-P",  # what is installed, and not a source tree that happens to be the working directory
+            "-P",  # not from the working directory, see _environment()
             "-m",
             f"vhost.daemon.{name}",
             f"--socket-path={self.socket}",
             *options,
         ]
         self._process: subprocess.Popen[bytes] | None = None
+        #: Status with which it ended before it was told to, None if it did not.
+        self.died: int | None = None
 
     @property
     def pid(self) -> int:
@@ -59,7 +61,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "NOTIFY_SOCKET": str(self._ready)},
+                env=_environment(self._ready),
                 process_group=0,  # Ctrl-C is for us; we stop the daemon
             )
             try:
@@ -92,6 +94,7 @@ class Daemon:
 
     def _stop(self) -> int:
         assert self._process is not None
+        self.died = self._process.poll()
         self._process.terminate()
         try:
             return self._process.wait(_STOP_TIMEOUT)
@@ -112,3 +115,12 @@ class Daemon:
             return self._log.read_text(errors="replace").splitlines()[-_TAIL:]
         except FileNotFoundError:
             return []
+
+
+def _environment(ready: Path) -> dict[str, str]:
+    # The daemon is to be of this very installation, also when that is a source tree.
+    env = {**os.environ, "NOTIFY_SOCKET": str(ready)}
+    root = Path(__file__).parents[2]
+    if root.name not in ("site-packages", "dist-packages"):
+        env["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [env.get("PYTHONPATH")])])
+    return env

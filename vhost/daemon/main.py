@@ -81,7 +81,6 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
             else:
                 sources.append(Source(args.socket_path + (str(index) if args.socket_count > 1 else "")))
             stack.callback(sources[-1].close)
-        _log.info("ready: %s", ", ".join(map(str, sources)))
         notify("READY=1")
         _serve_all(devices, sources, stop)
         notify("STOPPING=1")

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Runs the programs of the package as processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+TIMEOUT = 60.0
+
+
+def command(module: str, *options: str) -> list[str]:
+    """The command line of a module, with warnings as errors."""
+    return [sys.executable, "-P", "-W", "error", "-m", module, *options]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Ours without what would make a daemon behave differently, and `more`."""
+    mine = {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "JOURNAL_STREAM", "VHOST_LOG"}
+    return {**{name: value for name, value in os.environ.items() if name not in mine}, **more}
+
+
+def run(module: str, *options: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run(
+        command(module, *options),
+        env=environment() if env is None else env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT,
+    )
+
+
+class Running:
+    """A daemon that has said READY=1; `stderr` holds its log once it has ended."""
+
+    def __init__(self, process: subprocess.Popen[str], notifications: socket.socket) -> None:
+        self.process = process
+        self.notifications = notifications
+        self.stderr = ""
+
+    def end(self, number: int | None = signal.SIGTERM) -> int:
+        """Send a signal (None: none), wait for the end, return the status."""
+        if number is not None:
+            self.process.send_signal(number)
+        _, self.stderr = self.process.communicate(timeout=TIMEOUT)
+        return self.process.returncode
+
+
+@contextmanager
+def daemon(
+    folder: Path, module: str, *options: str, fds: tuple[int, ...] = (), **env: str
+) -> Iterator[Running]:
+    """Start a daemon and wait until it is ready; kill it in the end if it still runs."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind(str(folder / "notify"))
+        ready.settimeout(TIMEOUT)
+        process = subprocess.Popen(
+            command(module, *options),
+            env=environment(NOTIFY_SOCKET=str(folder / "notify"), **env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=fds,
+        )
+        try:
+            assert ready.recv(100) == b"READY=1"
+            yield Running(process, ready)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The daemons as processes: sockets, signals, service manager, logs, and a front-end that uses them."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vhost import connect
+from vhost.errors import RefusedError
+from vhost.frontend import Blk, Rng
+
+from .programs import command, daemon, environment
+
+RNG, BLK = "vhost.daemon.rng", "vhost.daemon.blk"
+
+
+def stream(seed: int, n: int) -> bytes:
+    blocks = (hashlib.shake_256(f"{seed}:{i}".encode()).digest(4096) for i in range(n // 4096 + 1))
+    return b"".join(blocks)[:n]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_without_a_client(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "s"
+    with daemon(tmp_path, RNG, f"--socket-path={path}") as running:
+        assert path.is_socket()
+        assert running.end(number) == 0
+        assert running.notifications.recv(100) == b"STOPPING=1"
+    assert not path.exists()
+    assert running.stderr.splitlines()[0] == f"vhost-rng: rng: listening on {path}"
+    assert "Traceback" not in running.stderr
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_signal_with_a_client(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    with (
+        daemon(tmp_path, BLK, f"--socket-path={path}", f"--blk-file={image}") as running,
+        connect(path) as frontend,
+    ):
+        Blk(frontend).write(0, b"x" * 512)
+        assert running.end() == 0
+        with pytest.raises(ConnectionError):
+            frontend.config(0, 8)
+    assert image.read_bytes()[:513] == b"x" * 512 + b"\0"
+    assert "Traceback" not in running.stderr
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_clients_one_after_the_other(tmp_path: Path, image: Path) -> None:
+    options = "--serial=disk-7", "--num-queues=3"
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "-b", str(image), *options) as running:
+        for turn in range(3):
+            with connect(tmp_path / "s", queues=3) as frontend:
+                disk = Blk(frontend, queue=turn)
+                assert disk.serial() == "disk-7"
+                assert disk.capacity == 8 << 20
+                assert disk.read(0, 512) == bytes([turn]) * 512
+                disk.write(0, bytes([turn + 1]) * 512)
+                disk.flush()
+        assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_read_only_disk(tmp_path: Path, image: Path) -> None:
+    image.chmod(0o444)
+    with daemon(tmp_path, BLK, "-r", "-s", f"{tmp_path}/s", "-b", str(image)) as running:
+        with connect(tmp_path / "s") as frontend:
+            disk = Blk(frontend)
+            assert disk.read_only
+            with pytest.raises(OSError, match="IOERR"):
+                disk.write(0, bytes(512))
+        assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_cache_mode(tmp_path: Path, image: Path) -> None:
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "-b", str(image)), connect(tmp_path / "s") as frontend:
+        assert frontend.config(32, 1) == b"\1"
+        frontend.set_config(32, b"\0")
+        assert frontend.config(0, 96)[32] == 0
+        with pytest.raises(RefusedError):
+            frontend.set_config(32, b"\7")
+        Blk(frontend).write(512, b"y" * 512)
+    assert image.read_bytes()[512:1024] == b"y" * 512
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_several_sockets_with_their_own_seeds(tmp_path: Path) -> None:
+    with daemon(tmp_path, RNG, "-s", f"{tmp_path}/s", "-c", "3", "--seed=10") as running:
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["notify", "s0", "s1", "s2"]
+        for index in (2, 0, 1):
+            with connect(tmp_path / f"s{index}") as frontend:
+                assert Rng(frontend).read(5000) == stream(10 + index, 5000)
+        assert running.end() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["notify"]
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_sockets_share_one_source(tmp_path: Path) -> None:
+    data = os.urandom(1 << 20)
+    (tmp_path / "bytes").write_bytes(data)
+    options = "-c2", f"--rng-source={tmp_path}/bytes"
+    with daemon(tmp_path, RNG, "-s", f"{tmp_path}/s", *options) as running:
+        with connect(tmp_path / "s0") as first, connect(tmp_path / "s1") as second:
+            both = Rng(first).read(300), Rng(second).read(300)
+        assert both[0] == data[:300]
+        assert data.index(both[1]) >= 300  # no byte goes to two guests
+        assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_quota_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with daemon(tmp_path, RNG, "-s", f"{tmp_path}/s", "--max-bytes=100", "-v") as running:
+        with connect(tmp_path / "s", timeout=30) as frontend:
+            assert len(frontend.request(writable=64)) == 64
+            assert len(frontend.request(writable=64)) == 36
+            frontend.queue(0).submit(writable=64)
+            assert frontend.stop(0) == 2  # at once, not when the period of 65 s ends
+        assert running.end() == 0
+
+
+@pytest.mark.parametrize("spelling", ["--fd", "--socket-fd"])
+@pytest.mark.usefixtures("unix_build")
+def test_connected_descriptor(tmp_path: Path, spelling: str) -> None:
+    ours, theirs = socket.socketpair()
+    fd = theirs.fileno()
+    with daemon(tmp_path, RNG, f"{spelling}={fd}", "--seed=1", fds=(fd,)) as running:
+        theirs.close()
+        with connect(ours) as frontend:
+            assert Rng(frontend).read(10) == stream(1, 10)
+        assert running.end(None) == 0  # the peer is gone
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_listening_descriptor(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/s")
+        listener.listen()
+        fd = listener.fileno()
+        with daemon(tmp_path, RNG, f"--fd={fd}", "--seed=2", fds=(fd,)) as running:
+            for _ in range(2):
+                with connect(tmp_path / "s") as frontend:
+                    Rng(frontend).read(10)
+            assert running.end() == 0
+    assert (tmp_path / "s").is_socket()  # not ours to remove
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_socket_activation(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/s")
+        listener.listen()
+        # What systemd does between fork and exec: the socket as descriptor 3, the process's own id.
+        script = (
+            "import os, sys\n"
+            f"os.dup2({listener.fileno()}, 3)\n"
+            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+            f"os.execv(sys.executable, [sys.executable, '-m', {RNG!r}, '--seed=3'])\n"
+        )
+        starter = tmp_path / "starter.py"
+        starter.write_text(script)
+        fds = (listener.fileno(),)
+        env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        with daemon(tmp_path, "starter", fds=fds, **env) as running:
+            with connect(tmp_path / "s") as frontend:
+                assert Rng(frontend).read(10) == stream(3, 10)
+            assert running.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "lines"), [("", 0), ("vhost.backend=info", 1), ("info", 1), ("error", 0)]
+)
+def test_quiet_and_selected_logs(tmp_path: Path, setting: str, lines: int) -> None:
+    with daemon(tmp_path, RNG, "-s", f"{tmp_path}/s", "-q", VHOST_LOG=setting) as running:
+        assert running.end() == 0
+        assert len(running.stderr.splitlines()) == lines
+
+
+def test_journal_gets_priorities(tmp_path: Path) -> None:
+    with (tmp_path / "stderr").open("w+") as stderr:
+        status = os.fstat(stderr.fileno())
+        env = environment(JOURNAL_STREAM=f"{status.st_dev}:{status.st_ino}")
+        options = "-s", f"{tmp_path}/s", "-b", "/nonexistent.img"
+        subprocess.run(command(BLK, *options), env=env, stderr=stderr, check=False, timeout=60)
+        stderr.seek(0)
+        assert stderr.read() == "<3>/nonexistent.img: No such file or directory\n"
