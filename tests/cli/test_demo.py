@@ -140,7 +140,7 @@ def test_daemon_that_dies(folder: Path) -> None:
     _, stderr = child.communicate(timeout=TIMEOUT)
     assert child.returncode == 1
     assert re.search("^FAILED to (find the disk it should be|write to the disk): ", stderr, re.MULTILINE)
-    assert "vhost-blk ended by itself with status -9" in stderr
+    assert "vhost-blk ended with status -9" in stderr
     assert "last lines of the log of vhost-blk:" in stderr
     assert "Traceback" not in stderr
 

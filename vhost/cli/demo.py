@@ -89,8 +89,8 @@ class _Demo:
         if isinstance(error, BrokenPipeError):
             raise error  # nobody reads what we print
         print(f"\nFAILED to {self._step}: {error}", file=sys.stderr)
-        if self._daemon and self._daemon.died is not None:
-            print(f"{self._daemon.name} ended by itself with status {self._daemon.died}", file=sys.stderr)
+        if self._daemon and self._daemon.status:
+            print(f"{self._daemon.name} ended with status {self._daemon.status}", file=sys.stderr)
         if self._daemon and (tail := self._daemon.log_tail()):
             print(f"last lines of the log of {self._daemon.name}:", file=sys.stderr)
             print(*(f"  {line}" for line in tail), sep="\n", file=sys.stderr)

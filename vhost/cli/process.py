@@ -44,8 +44,8 @@ class Daemon:
             *options,
         ]
         self._process: subprocess.Popen[bytes] | None = None
-        #: Status with which it ended before it was told to, None if it did not.
-        self.died: int | None = None
+        #: How it ended: 0 as it should, negative by a signal, None if it still runs or never did.
+        self.status: int | None = None
 
     @property
     def pid(self) -> int:
@@ -94,20 +94,16 @@ class Daemon:
 
     def _stop(self) -> int:
         assert self._process is not None
-        self.died = self._process.poll()
         self._process.terminate()
         try:
-            return self._process.wait(_STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            return self._kill()
-        except BaseException:  # the user is in a hurry
-            self._kill()
-            raise
-
-    def _kill(self) -> int:
-        assert self._process is not None
-        self._process.kill()
-        return self._process.wait()
+            self._process.wait(_STOP_TIMEOUT)
+        except BaseException as error:
+            self._process.kill()
+            self._process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):  # but the user is in a hurry
+                raise
+        self.status = self._process.returncode
+        return self.status
 
     def log_tail(self) -> list[str]:
         """The last lines of its log, none if it was not started."""
