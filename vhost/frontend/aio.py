@@ -29,7 +29,7 @@ class Runner:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[tuple[int, bool], set[asyncio.Future[None]]] = {}
+        self._waiting: dict[tuple[int, bool], set[asyncio.Future[int]]] = {}
 
     async def run(self, exchange: Exchange[_T], timeout: float | None) -> _T:
         """Run `exchange` to its end; what goes wrong in a step is raised inside the exchange.
@@ -42,10 +42,11 @@ class Runner:
             step = next(exchange)
             while True:
                 try:
-                    # A peer that always has something to say must not keep the loop to itself.
-                    await asyncio.sleep(0)
                     while not step.attempt():
                         await self._block(step, deadline, timeout)
+                    # A peer that always has something to say must not keep the loop to itself. Between a step
+                    # and its first attempt no other task may run: it could take away what the step waits for.
+                    await asyncio.sleep(0)
                 except BaseException as error:
                     step = exchange.throw(error)
                     continue
@@ -64,7 +65,7 @@ class Runner:
             raise step.late(timeout)
         if step.again is not None:
             left = step.again if left is None else min(left, step.again)
-        ready: asyncio.Future[None] = self._loop.create_future()
+        ready: asyncio.Future[int] = self._loop.create_future()
         keys = [*((fd, False) for fd in step.reads), *((fd, True) for fd in step.writes)]
         try:
             for key in keys:
@@ -73,15 +74,17 @@ class Runner:
         finally:
             for key in keys:
                 self._unwatch(key, ready)
+        if ready.done():
+            step.woken(ready.result())
 
-    def _watch(self, key: tuple[int, bool], ready: asyncio.Future[None]) -> None:
+    def _watch(self, key: tuple[int, bool], ready: asyncio.Future[int]) -> None:
         fd, write = key
         if key not in self._waiting:
             self._waiting[key] = set()
             (self._loop.add_writer if write else self._loop.add_reader)(fd, self._fire, key)
         self._waiting[key].add(ready)
 
-    def _unwatch(self, key: tuple[int, bool], ready: asyncio.Future[None]) -> None:
+    def _unwatch(self, key: tuple[int, bool], ready: asyncio.Future[int]) -> None:
         fd, write = key
         waiting = self._waiting.get(key, set())
         waiting.discard(ready)
@@ -99,7 +102,7 @@ class Runner:
     def _fire(self, key: tuple[int, bool]) -> None:
         for ready in self._waiting[key]:
             if not ready.done():
-                ready.set_result(None)
+                ready.set_result(key[0])
 
 
 async def connect_async(

@@ -41,6 +41,9 @@ class Step(abc.ABC):
     def attempt(self) -> bool:
         """Try without waiting; True when the step is done."""
 
+    def woken(self, fd: int) -> None:  # noqa: B027 - most steps find out by another attempt
+        """A descriptor was ready a moment ago; who else waits for it may have been quicker."""
+
     def late(self, timeout: float | None) -> TimeoutError:
         """The error for a step that was not done in time."""
         return TimeoutError(f"waited {timeout:g} s for {self.what}")
@@ -112,7 +115,7 @@ class Receive(Step):
 
 
 class Readable(Step):
-    """Wait until at least one descriptor is readable or has failed: `ready` holds those that are."""
+    """Wait until at least one descriptor is readable or has failed: `ready` holds those that are or were."""
 
     __slots__ = ("ready", "reads")
 
@@ -125,8 +128,11 @@ class Readable(Step):
         poller = select.poll()
         for fd in self.reads:
             poller.register(fd, select.POLLIN)
-        self.ready = frozenset(fd for fd, _ in poller.poll(0))
+        self.ready |= {fd for fd, _ in poller.poll(0)}
         return bool(self.ready)
+
+    def woken(self, fd: int) -> None:
+        self.ready |= {fd}
 
 
 #: A flow that ends in a `T`.

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from vhost.errors import RefusedError, RemoteProtocolError
+from vhost.io import close_fds
 from vhost.protocol import U64, Channel, Connection, Flag, Header, Message, Payload, Reply, ReplyRule, Side
 
 from .exchange import Exchange, Receive, Send
@@ -69,7 +70,11 @@ class Link:
     def _answer(self, name: str) -> Exchange[Reply]:
         while (event := self._connection.next_event()) is None:
             step = Receive(self.sock, self._connection.wanted(), name)
-            yield step
+            try:
+                yield step
+            except BaseException:
+                close_fds(step.fds)
+                raise
             self._connection.receive(step.data, step.fds)
         if isinstance(event, Reply):
             return event

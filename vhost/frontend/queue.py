@@ -25,7 +25,7 @@ class QueueBase:
     @property
     def size(self) -> int:
         """Entries of the ring."""
-        return self._ring.size
+        return self._ring.vring.size
 
     @property
     def running(self) -> bool:

@@ -1,39 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""One virtqueue of a frontend: its memory, its event descriptors and the requests in flight.
+"""The requests of a frontend that are in flight on one virtqueue.
 
 Flows that may have to wait are exchanges; who runs them decides how.
 """
 
-import errno
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from vhost.errors import VirtqueueError
-from vhost.protocol import (
-    Message,
-    SetVringAddr,
-    SetVringBase,
-    SetVringCall,
-    SetVringErr,
-    SetVringKick,
-    SetVringNum,
-)
-from vhost.virtqueue import DriverQueue, RingLayout
+from vhost.protocol import Message
 
 from .exchange import Exchange, Readable
 from .link import Link
 from .ram import Buffer, GuestRam
+from .vring import Vring, drain
 
 __all__ = ("Ring", "Completion", "Data", "parts")
 
 #: Something to copy into guest memory.
 Data: TypeAlias = bytes | bytearray | memoryview
 
-# Descriptors an indirect table of ours holds; a longer chain goes into the ring itself.
-_TABLE_LEN: Final = 16
-_TABLE_ALIGN: Final = 16
 # What the writable part holds before: a status byte that the device forgot does not look like success.
 _UNWRITTEN: Final = b"\xff"
 
@@ -65,106 +52,53 @@ class _Request:
 
 
 class Ring:
-    """The driver's side of queue `index`, not thread-safe.
+    """The driver's side of a queue, not thread-safe.
 
-    :param size: entries, a power of two up to 32768.
-    :raises MemoryError: `ram` is too small for the ring.
+    :param vring: what is shared with the backend; closed with the ring.
+    :param link: whose end is the end of all requests.
     """
 
-    def __init__(
-        self, index: int, size: int, ram: GuestRam, link: Link, *, event_idx: bool, indirect: bool
-    ) -> None:
-        self.index = index
-        self.size = size
+    def __init__(self, vring: Vring, ram: GuestRam, link: Link) -> None:
+        self.vring = vring
+        self.index = vring.index
         self.running = False
-        self.base = 0
-        self._layout = RingLayout(size)
+        self._base = 0
         self._ram = ram
         self._link = link
-        self._event_idx = event_idx
-        self._indirect = indirect
         self._broken: str | None = None
         self._tokens = 0
+        self._returned = 0  # requests so far, whoever reaped them
         self._requests: dict[int, _Request] = {}  # by head
-        self._done: dict[int, Completion] = {}  # by token, in order of completion
         self._flying: set[int] = set()  # tokens of requests whose completion somebody wants
-        self._parts: list[Buffer] = []
-        self._events: list[int] = []
-        try:
-            for _ in range(3):
-                self._events.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-            self._driver: DriverQueue | None = self._lay_out()
-        except BaseException:
-            self.close()
-            raise
+        self._done: dict[int, Completion] = {}  # by token, in order of completion
 
-    def _lay_out(self) -> DriverQueue:
-        """Take fresh memory, all zero, for a ring that starts at 0."""
-        layout = self._layout
-        wanted = [
-            (layout.descriptor, layout.DESCRIPTOR_ALIGN),
-            (layout.avail, layout.AVAIL_ALIGN),
-            (layout.used, layout.USED_ALIGN),
-        ]
-        if self._indirect:
-            wanted.append((16 * self.size * _TABLE_LEN, _TABLE_ALIGN))
-        for size, align in wanted:
-            part = self._ram.alloc(size, align)
-            self._parts.append(part)
-            part.view[:] = bytes(size)
-        desc, avail, used, *tables = self._parts
-        return DriverQueue(
-            layout,
-            desc.view,
-            avail.view,
-            used.view,
-            event_idx=self._event_idx,
-            tables=tables[0].view if tables else None,
-            tables_gpa=tables[0].gpa if tables else 0,
-            table_len=_TABLE_LEN,
-        )
-
-    # ---- setting up ----------------------------------------------------------------------------------------
+    # ---- starting and stopping -----------------------------------------------------------------------------
 
     def setup(self, base: int | None = None) -> list[tuple[Message, tuple[int, ...]]]:
         """The messages, with their descriptors, that start the ring; it goes on where it stopped.
 
-        A broken ring starts over at 0 in fresh memory, and the requests that were in flight are lost.
+        A broken ring starts from scratch, and the requests that were in flight are lost.
 
         :param base: next entry of the avail ring the device is to take, None: as it left it.
         """
         if self._broken is not None:
             self._forget()
-            self._driver = self._lay_out()
+            self.vring.lay_out()
+            self._broken = None
+            self._base = 0
         if base is not None:
-            self.base = base
-        for event in self._events:
-            _drain(event)
-        kick, call, err = self._events
-        address = [self._ram.user_address(part.gpa) for part in self._parts[:3]]
-        return [
-            (SetVringNum(self.index, self.size), ()),
-            (SetVringBase(self.index, self.base), ()),
-            (
-                SetVringAddr(
-                    self.index, flags=0, descriptor=address[0], available=address[1], used=address[2], log=0
-                ),
-                (),
-            ),
-            (SetVringErr(self.index), (err,)),
-            (SetVringCall(self.index), (call,)),
-            (SetVringKick(self.index), (kick,)),
-        ]
+            self._base = base
+        return self.vring.messages(self._base)
 
     def started(self) -> None:
         """The backend has what :meth:`setup` returned; it is told to look, whatever it missed so far."""
         self.running = True
-        os.eventfd_write(self._events[0], 1)
+        self.vring.kick()
 
     def stopped(self, base: int) -> None:
         """The backend has stopped the ring and would go on at `base`."""
         self.running = False
-        self.base = base
+        self._base = base
 
     # ---- requests ------------------------------------------------------------------------------------------
 
@@ -186,13 +120,18 @@ class Ring:
         :raises VirtqueueError: the ring is broken.
         :raises MemoryError: guest memory is full.
         """
-        driver = self._usable()
+        self._check()
         parts = [memoryview(data).cast("B") for data in readable if len(data)]
         rooms = [size for size in writable if size]
         split = sum(map(len, parts))
         if not split + sum(rooms):
             raise ValueError(f"queue {self.index}: a request needs at least one byte to read or to write")
-        if not driver.free:
+        if len(parts) + len(rooms) > self.vring.max_chain:
+            raise ValueError(
+                f"queue {self.index}: a request of {len(parts) + len(rooms)} pieces; "
+                f"this ring takes up to {self.vring.max_chain}"
+            )
+        if not self.vring.driver.free:
             return None
         buffer = self._ram.alloc(split + sum(rooms))
         at, chain = 0, []
@@ -204,11 +143,7 @@ class Ring:
         for size in rooms:
             chain.append((buffer.gpa + at, size))
             at += size
-        try:
-            head = driver.add(chain[: len(parts)], chain[len(parts) :])
-        except BaseException:
-            self._ram.free(buffer)
-            raise
+        head = self.vring.driver.add(chain[: len(parts)], chain[len(parts) :])
         if head < 0:
             self._ram.free(buffer)
             return None
@@ -221,8 +156,9 @@ class Ring:
 
     def publish(self) -> None:
         """Show the device what was submitted, and kick it if it wants to be."""
-        if self._usable().publish():
-            os.eventfd_write(self._events[0], 1)
+        self._check()
+        if self.vring.driver.publish():
+            self.vring.kick()
 
     def take(self, token: int | None = None) -> Completion | None:
         """A completion that is there already: that of `token`, or the oldest."""
@@ -230,18 +166,21 @@ class Ring:
             token = next(iter(self._done), None)
         return None if token is None else self._done.pop(token, None)
 
-    def reap(self) -> int:
-        """Take back what the device has used; the number of requests.
+    def reap(self) -> None:
+        """Take back what the device has used.
 
         :raises VirtqueueError: the device returned what it was not given; the ring is broken from now on.
         """
-        if self._driver is None or self._broken is not None:
-            return 0
+        if self._broken is not None:
+            return
+        used: list[tuple[int, int]] = []
         try:
-            used = self._driver.poll()
+            used = self.vring.driver.poll()
         except VirtqueueError as error:
             self._broken = f"queue {self.index}: {error}"
-            raise
+        if self._broken is not None:
+            # Outside the handler: an exception that somebody keeps must not keep the ring's memory.
+            raise VirtqueueError(self._broken)
         for head, written in used:
             request = self._requests.pop(head)
             room = request.buffer.size - request.writable_from
@@ -254,31 +193,37 @@ class Ring:
                 answer = bytes(request.buffer.view[request.writable_from :])
                 self._done[request.token] = Completion(request.token, written, answer)
             self._ram.free(request.buffer)
-        return len(used)
+        self._returned += len(used)
 
     def arrival(self) -> Exchange[None]:
-        """Wait until at least one more request has come back.
+        """Wait until at least one more request has come back, to this or to another who waits.
 
         :raises VirtqueueError: the ring is broken, by this side's account or by the backend's.
         :raises OSError: the backend is gone.
         """
-        _, call, err = self._events
-        while not self.reap():
-            driver = self._usable()
+        call, err, before = self.vring.call, self.vring.err, self._returned
+        while True:
+            self.reap()
+            if self._returned != before:
+                return
+            self._check()
             if not self.running:
                 raise VirtqueueError(
                     f"queue {self.index} is stopped with {self.in_flight} requests in flight; start it again"
                 )
-            if driver.calls_on():
+            if self.vring.driver.calls_on():
                 continue
             step = Readable((call, err, self._link.fileno()), f"queue {self.index} to complete a request")
             yield step
-            self._usable()
-            _drain(call)
-            if step.ready <= {call} or self.reap():
+            self._check()
+            drain(call)
+            if step.ready <= {call}:
                 continue
+            self.reap()
+            if self._returned != before:
+                return  # what came back before the end is worth more than the news of it
             if err in step.ready:
-                _drain(err)
+                drain(err)
                 self._broken = f"queue {self.index}: the backend reports an error in the ring; see its log"
                 raise VirtqueueError(self._broken)
             self._link.check()
@@ -289,6 +234,7 @@ class Ring:
         :raises LookupError: there is no such request.
         """
         while (done := self.take(token)) is None:
+            self._check()
             if not self._flying or (token is not None and token not in self._flying):
                 raise LookupError(
                     f"queue {self.index} has no request {'' if token is None else token} in flight"
@@ -311,38 +257,23 @@ class Ring:
         self._flying.discard(token)
         self._done.pop(token, None)
 
-    def _usable(self) -> DriverQueue:
+    def _check(self) -> None:
         if self._broken is not None:
             raise VirtqueueError(f"{self._broken}; the ring has to be stopped and started")
-        if self._driver is None:
-            raise ConnectionAbortedError(errno.ECONNABORTED, f"queue {self.index} is closed")
-        return self._driver
+        self.vring.check_open()
 
     # ---- the end -------------------------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        self._driver = None
-        for buffer in (*self._parts, *(request.buffer for request in self._requests.values())):
-            self._ram.free(buffer)
-        self._parts.clear()
+        for request in self._requests.values():
+            self._ram.free(request.buffer)
         self._requests.clear()
         self._flying.clear()
-        self._broken = None
-        self.base = 0
 
     def close(self) -> None:
         """Give back memory and descriptors; what is in flight is lost."""
         self._forget()
-        for event in self._events:
-            os.close(event)
-        self._events.clear()
-
-
-def _drain(event: int) -> None:
-    try:
-        os.eventfd_read(event)
-    except BlockingIOError:
-        pass
+        self.vring.close()
 
 
 def parts(

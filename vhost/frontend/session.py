@@ -27,6 +27,7 @@ from .link import Link
 from .negotiate import Negotiated, Options, negotiate, share
 from .ram import GuestRam
 from .ring import Data, Ring, parts
+from .vring import Vring
 
 __all__ = ("Session", "Target")
 
@@ -57,16 +58,14 @@ class Session:
         self.negotiated = yield from negotiate(self.link, options)
         yield from share(self.link, self.ram, slots=options.slots)
         for index in range(options.queues):
-            self.rings.append(
-                Ring(
-                    index,
-                    options.queue_size,
-                    self.ram,
-                    self.link,
-                    event_idx=bool(self.negotiated.features & VirtioFeature.RING_EVENT_IDX),
-                    indirect=bool(self.negotiated.features & VirtioFeature.RING_INDIRECT_DESC),
-                )
+            vring = Vring(
+                index,
+                options.queue_size,
+                self.ram,
+                event_idx=bool(self.negotiated.features & VirtioFeature.RING_EVENT_IDX),
+                indirect=bool(self.negotiated.features & VirtioFeature.RING_INDIRECT_DESC),
             )
+            self.rings.append(Ring(vring, self.ram, self.link))
             yield from self.start(index)
         if not self.negotiated.protocol_features & ProtocolFeature.REPLY_ACK:
             # Nothing above was acknowledged. The answer to this one shows that the backend got over it all.
