@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vhost import connect
-from vhost.errors import RefusedError
+from vhost.errors import RefusedError, VirtqueueError
 from vhost.frontend import Blk, Rng
 
 from .programs import command, daemon, environment
@@ -67,6 +67,35 @@ def test_clients_one_after_the_other(tmp_path: Path, image: Path) -> None:
 
 
 @pytest.mark.usefixtures("unix_build")
+def test_connections_leave_no_descriptors(tmp_path: Path, image: Path) -> None:
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "-b", str(image)) as running:
+        descriptors = Path(f"/proc/{running.process.pid}/fd")
+        before = len(list(descriptors.iterdir()))
+        for _ in range(10):
+            with connect(tmp_path / "s") as frontend:
+                Blk(frontend).read(0, 4096)
+        with connect(tmp_path / "s") as frontend:  # the others are gone once this one is served
+            frontend.stop(0)
+            assert len(list(descriptors.iterdir())) <= before + 8
+        assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_queues_at_the_same_time(tmp_path: Path, image: Path) -> None:
+    queues, size = 4, 65536
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "-b", str(image), f"--num-queues={queues}") as running:
+        with connect(tmp_path / "s", queues=queues) as frontend:
+            disks = [Blk(frontend, queue=index) for index in range(queues)]
+            parts = [os.urandom(size) for _ in range(100)]
+            for index, part in enumerate(parts):
+                disks[index % queues].submit_write(index * size, part)
+            for disk in disks:
+                assert all(data == b"" for _, data in disk.drain())
+        assert running.end() == 0
+    assert image.read_bytes()[: 100 * size] == b"".join(parts)
+
+
+@pytest.mark.usefixtures("unix_build")
 def test_read_only_disk(tmp_path: Path, image: Path) -> None:
     image.chmod(0o444)
     with daemon(tmp_path, BLK, "-r", "-s", f"{tmp_path}/s", "-b", str(image)) as running:
@@ -112,6 +141,18 @@ def test_sockets_share_one_source(tmp_path: Path) -> None:
         assert both[0] == data[:300]
         assert data.index(both[1]) >= 300  # no byte goes to two guests
         assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_source_that_ends(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"only these")
+    with daemon(tmp_path, RNG, "-s", f"{tmp_path}/s", f"--rng-source={tmp_path}/bytes") as running:
+        with connect(tmp_path / "s") as frontend:
+            assert frontend.request(writable=64) == b"only these"
+            with pytest.raises(VirtqueueError):
+                frontend.request(writable=64)
+        assert running.end() == 0
+    assert "no more bytes; give a source that does not end" in running.stderr
 
 
 @pytest.mark.usefixtures("unix_build")
