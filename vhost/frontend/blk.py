@@ -167,8 +167,8 @@ class Blk:
 
     @property
     def in_flight(self) -> int:
-        """Requests the device has not returned."""
-        return self._queue.in_flight
+        """Requests whose result nobody has taken yet with ``wait`` or ``drain``."""
+        return len(self._what)
 
     def submit_read(self, offset: int, n: int) -> int:
         """Start to read; waits for room when the ring is full. Returns a token."""
