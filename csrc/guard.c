@@ -20,12 +20,15 @@
 
 /* Enough for eight guests with every slot of their memory in use. */
 #define SLOTS 4096
+/* Pages replaced one by one in a range. Each splits a mapping, and a process may have only so many (65530 by
+ * default), so a range that loses more is replaced as a whole. */
+#define SINGLE 16
 
 struct slot {
     /* How often the slot changed hands: odd while in use, so that a reader knows that start and end belong
      * together when it finds the same odd number before and after reading them. */
     atomic_uint turn;
-    atomic_uint hit;
+    atomic_uint hit; /* faults so far */
     atomic_uintptr_t start;
     atomic_uintptr_t end;
 };
@@ -61,12 +64,10 @@ static bool survive(uintptr_t address)
             continue;
         uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE);
         uintptr_t page = address & ~(size - 1);
-        /* A single page cannot be replaced in a huge page, nor when the process has no mappings left. */
-        if (!replace(page, page + size) && !replace(start, end))
-            return false;
-        atomic_store_explicit(&s->hit, 1, memory_order_release);
+        bool single = atomic_fetch_add_explicit(&s->hit, 1, memory_order_release) < SINGLE;
         atomic_fetch_add_explicit(&hits, 1, memory_order_release);
-        return true;
+        /* A single page cannot be replaced in a huge one. */
+        return (single && replace(page, page + size)) || replace(start, end);
     }
     return false;
 }
@@ -180,7 +181,7 @@ int vh_guard_hit(int slot)
 {
     if (slot <= 0 || slot > SLOTS)
         return 0;
-    return (int)atomic_load_explicit(&slots[slot - 1].hit, memory_order_acquire);
+    return atomic_load_explicit(&slots[slot - 1].hit, memory_order_acquire) != 0;
 }
 
 uint32_t vh_guard_hits(void)
