@@ -106,7 +106,7 @@ class GetSharedObject(FrontendMessage):
     def decode_reply(self, data: bytes, terms: Terms) -> Payload:
         if terms.quirks.shared_object_echo and len(data) != SharedObject.layout.size:
             return SharedObject(self.uuid)
-        return SharedObject.decode(data, terms)
+        return FrontendMessage.decode_reply(self, data, terms)
 
     def code(self, value: Payload, fds: int) -> int:
         return int(not fds)

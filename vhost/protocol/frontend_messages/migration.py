@@ -35,7 +35,7 @@ class SetLogBase(FrontendMessage):
     def decode_reply(self, data: bytes, terms: Terms) -> Payload:
         if terms.quirks.log_base_reply and len(data) != LogBase.layout.size:
             return LogBase(self.size, self.offset)
-        return LogBase.decode(data, terms)
+        return FrontendMessage.decode_reply(self, data, terms)
 
 
 @message(7, "SET_LOG_FD", fds=1)
