@@ -11,7 +11,8 @@ import pytest
 from vhost import Device
 from vhost._core import lib
 from vhost.devices.blk import Blk, Request, Status
-from vhost.devices.blk_config import BlkFeature
+from vhost.devices.blk_config import BlkConfig, BlkFeature
+from vhost.devices.disk import Disk
 from vhost.errors import DeviceError
 
 from .rig import Rig
@@ -153,6 +154,32 @@ def test_write_zeroes(rig: MakeRig, image: Path, flags: int) -> None:
     assert image.read_bytes() == before[:512] + bytes(3 * 512) + before[2048:]
 
 
+@pytest.mark.parametrize(("kind", "most"), [(Request.DISCARD, 1 << 21), (Request.WRITE_ZEROES, 1 << 16)])
+def test_one_segment_cannot_keep_the_ring_busy(rig: MakeRig, tmp_path: Path, kind: int, most: int) -> None:
+    path = tmp_path / "large.img"
+    path.touch()
+    os.truncate(path, 2 << 30)
+    driver = rig(negotiated(Blk(path)))
+    assert status(driver.ask(header(kind), segment(0, most + 1), room=1)) is Status.IOERR
+    assert (
+        status(driver.ask(header(kind), segment(0, most, int(kind == Request.WRITE_ZEROES)), room=1))
+        is Status.OK
+    )
+
+
+@pytest.mark.parametrize(("features", "flushes"), [(ALL, 0), (0, 1)])
+@pytest.mark.parametrize("kind", [Request.DISCARD, Request.WRITE_ZEROES])
+def test_clearing_goes_through_too(
+    rig: MakeRig, image: Path, monkeypatch: pytest.MonkeyPatch, kind: int, features: int, flushes: int
+) -> None:
+    device = negotiated(Blk(image), features)
+    calls: list[None] = []
+    monkeypatch.setattr(device._disk, "flush", lambda: calls.append(None))
+    driver = rig(device)
+    assert status(driver.ask(header(kind), segment(0, 8), room=1)) is Status.OK
+    assert len(calls) == flushes
+
+
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [(Request.DISCARD, 1), (Request.DISCARD, 2), (Request.WRITE_ZEROES, 2), (Request.WRITE_ZEROES, 3)],
@@ -258,6 +285,17 @@ def test_config_space(image: Path) -> None:
     assert struct.unpack_from("<II", config, 48) == (65536, 1)
     assert config[57:] == bytes(39)
     device.close()
+
+
+def test_config_space_of_a_disk_with_large_blocks() -> None:
+    disk = Disk.__new__(Disk)
+    disk.size, disk.read_only, disk.can_discard = 1 << 30, False, True
+    disk.block_size, disk.physical_size, disk.io_min, disk.io_best = 4096, 16384, 1 << 30, 1 << 20
+    config = BlkConfig(disk, 10, 3)
+    assert BlkFeature.MQ in config.features()
+    packed = config.pack(writeback=False)
+    assert struct.unpack_from("<IBBHI", packed, 20) == (4096, 2, 0, 65535, 256)
+    assert struct.unpack_from("<BxH5IB", packed, 32) == (0, 3, 1 << 21, 32, 32, 65536, 1, 1)
 
 
 def test_features(image: Path) -> None:

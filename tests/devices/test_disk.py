@@ -83,6 +83,20 @@ def test_zero_clears_exactly_the_range(image: Path, unmap: bool) -> None:
     disk.close()
 
 
+@pytest.mark.parametrize("unmap", [False, True])
+def test_zero_gives_space_back_only_if_told_to(image: Path, unmap: bool) -> None:
+    disk = Disk(image)
+    if not disk.can_discard:
+        pytest.skip("this file system cannot punch holes")
+    disk.flush()
+    before = image.stat().st_blocks
+    disk.zero(0, MIB, unmap=unmap)
+    disk.flush()
+    assert (image.stat().st_blocks < before) is unmap
+    assert image.read_bytes() == bytes(MIB)
+    disk.close()
+
+
 def refuse(code: int) -> Callable[..., None]:
     def fallocate(*_: int) -> None:
         raise OSError(code, os.strerror(code))

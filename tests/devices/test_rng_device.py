@@ -88,6 +88,14 @@ def test_quota_is_kept_and_renewed_after_the_period(rig: MakeRig, monkeypatch: p
     assert answer == (64, stream(1, 164)[100:])
 
 
+def test_request_that_the_quota_cannot_serve_waits(rig: MakeRig) -> None:
+    driver = rig(Rng(SeededSource(1), max_bytes=5))
+    for _ in range(10):
+        driver.offer(room=1)
+    driver.device.handle(driver.queue)
+    assert [used for used, _ in driver.answers()] == [1] * 5
+
+
 def test_quota_outlives_a_reset(rig: MakeRig) -> None:
     driver = rig(Rng(SeededSource(1), max_bytes=10))
     assert driver.ask(room=64)[0] == 10
