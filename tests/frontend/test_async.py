@@ -4,6 +4,7 @@
 import asyncio
 import socket
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -65,6 +66,9 @@ def test_stop_start_and_configuration(backend: socket.socket, device: Reverse) -
             await frontend.set_config(0, b"hello")
             assert bytes(device.space[:5]) == b"hello"
             assert await frontend.exchange(GetFeatures()) is not None
+            await frontend.reset()
+            await frontend.start(0)
+            assert await frontend.request(b"cd", 2) == b"dc"
 
     run(main())
 
@@ -78,6 +82,31 @@ def test_a_broken_ring_reaches_all_who_wait(backend: socket.socket) -> None:
             assert [type(result) for result in results] == [VirtqueueError] * 3
 
     run(main())
+
+
+def test_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "busy.sock"
+    with pytest.raises(FileNotFoundError, match=r"busy\.sock"):
+        run(vhost.connect_async(path))
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        with pytest.raises(TimeoutError, match=r"busy\.sock to accept"):
+            run(vhost.connect_async(path, timeout=0.05))
+
+        async def two() -> None:
+            # Connected as soon as there is room, and the event loop runs meanwhile.
+            task = asyncio.create_task(vhost.connect_async(path, timeout=10))
+            await asyncio.sleep(0)
+            listener.accept()[0].close()
+            listener.setblocking(False)
+            client, _ = await asyncio.get_running_loop().sock_accept(listener)
+            client.close()
+            with pytest.raises(ConnectionResetError, match="GET_FEATURES"):
+                await task
+
+        run(two())
 
 
 def test_refused() -> None:

@@ -165,6 +165,19 @@ def test_a_broken_ring_starts_over(backend: socket.socket) -> None:
             frontend.queue(0).wait(lost)
 
 
+def test_reset(backend: socket.socket) -> None:
+    with vhost.connect(backend, queues=2) as frontend:
+        assert frontend.request(b"abc", 3) == b"cba"
+        frontend.reset()
+        assert not frontend.queue(0).running
+        with pytest.raises(VirtqueueError, match="queue 1: the device was reset"):
+            frontend.request(b"abc", 3, queue=1)
+        for index in range(2):
+            frontend.start(index)
+            assert frontend.request(b"abc", 3, queue=index) == b"cba"
+        assert frontend.stop(0) == 1
+
+
 def test_configuration(backend: socket.socket) -> None:
     with vhost.connect(backend) as frontend:
         frontend.set_config(4, b"abcd")

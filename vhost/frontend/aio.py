@@ -193,6 +193,10 @@ class AsyncFrontend(FrontendBase):
         """As :meth:`Frontend.start`."""
         await self._alone(self._session.start(index, base))
 
+    async def reset(self) -> None:
+        """As :meth:`Frontend.reset`."""
+        await self._alone(self._session.reset())
+
     async def exchange(self, message: Message, fds: Sequence[int] = ()) -> Payload | None:
         """As :meth:`Frontend.exchange`."""
         return await self._alone(self._session.link.exchange(message, fds))

@@ -178,6 +178,13 @@ class Frontend(FrontendBase):
         """Start a queue that was stopped, where it stopped or at `base`; a broken one starts from scratch."""
         self._run(self._session.start(index, base))
 
+    def reset(self) -> None:
+        """Reset the device. All queues are stopped then, what was in flight is lost; start them as needed.
+
+        :raises LocalProtocolError: the backend does not offer RESET_DEVICE.
+        """
+        self._run(self._session.reset())
+
     def exchange(self, message: Message, fds: Sequence[int] = ()) -> Payload | None:
         """Send one message, with descriptors, which stay open; returns the value it is answered with, if any.
 

@@ -100,6 +100,11 @@ class Ring:
         self.running = False
         self._base = base
 
+    def reset(self) -> None:
+        """The device has forgotten the ring, and so do we at the next start."""
+        self.running = False
+        self._broken = f"queue {self.index}: the device was reset"
+
     # ---- requests ------------------------------------------------------------------------------------------
 
     @property

@@ -16,6 +16,7 @@ from vhost.protocol import (
     GetFeatures,
     GetVringBase,
     ProtocolFeature,
+    ResetDevice,
     SetConfig,
     SetVringEnable,
     VirtioFeature,
@@ -90,6 +91,12 @@ class Session:
             raise self.link.out_of_step(f"GET_VRING_BASE of queue {index} was answered with {answer}")
         ring.stopped(answer.base)
         return answer.base
+
+    def reset(self) -> Exchange[None]:
+        """Put the device back into its first state; the rings stop, and start from scratch."""
+        yield from self.link.exchange(ResetDevice())
+        for ring in self.rings:
+            ring.reset()
 
     def ring(self, index: int) -> Ring:
         """The ring `index`, one of those that the session started."""
