@@ -41,7 +41,7 @@ from vhost.protocol import (
 )
 from vhost.virtqueue import DriverQueue, RingLayout
 
-TIMEOUT = 10.0
+TIMEOUT = 5.0
 
 RAM_SIZE = 1 << 20
 GPA = 0x4000_0000
@@ -281,7 +281,7 @@ def footprint() -> tuple[Counter[str], list[str]]:
     fds: Counter[str] = Counter()
     for link in Path("/proc/self/fd").iterdir():
         try:
-            fds[os.readlink(link)] += 1
+            fds[str(link.readlink())] += 1
         except FileNotFoundError:
             pass  # the listing itself
     maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:" in line]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Whole requests through the server, with threads and with an event loop: start, stop, go on, connect again."""
+"""Whole requests through the server: start, stop, go on, connect again."""
 
 import os
 import socket

@@ -150,7 +150,7 @@ async def _writable(sock: socket.socket, deadline: float) -> None:
         async with asyncio.timeout_at(deadline):
             await _ready(sock, write=True)
     except TimeoutError:
-        raise TimeoutError(f"the peer was not ready for {SEND_TIMEOUT:g} s") from None
+        raise TimeoutError(f"the peer has read nothing for {SEND_TIMEOUT:g} s") from None
 
 
 async def _ready(sock: socket.socket, *, write: bool = False) -> None:

@@ -105,7 +105,7 @@ def _talk(session: Session, sock: socket.socket, stop: HasFileno | None) -> None
 
 
 def log_end(device: Device, error: Exception | None) -> None:
-    """Say how a connection ended, with everything it held released: in order, by the peer, or by our fault."""
+    """Say how a connection ended, once all it held is released: in order, by the peer, by our fault."""
     if error is None:
         log.info("%s: connection ended", device.name)
     elif isinstance(error, (RemoteProtocolError, TimeoutError)):

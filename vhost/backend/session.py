@@ -98,7 +98,9 @@ class Session:
                 if (output := self._serve(event)) is not None:
                     yield output
             elif isinstance(event, Rejected):
-                log.warning("%s: refused: %s", self.device.name, event.error)
+                reason = str(event.error)
+                name = "" if event.name in reason else f"{event.name}: "
+                log.warning("%s: refused: %s%s", self.device.name, name, reason)
                 if (output := self._connection.ack(event, 1)) is not None:
                     yield output
 

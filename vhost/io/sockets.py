@@ -92,8 +92,11 @@ def send_all(
             sent = send_fds(sock, rest, riding)
         except BlockingIOError:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not wait(sock, select.POLLOUT, timeout=left, stop=stop):
-                return False
+            try:
+                if not wait(sock, select.POLLOUT, timeout=left, stop=stop):
+                    return False
+            except TimeoutError:
+                raise TimeoutError(f"the peer has read nothing for {timeout:g} s") from None
             continue
         rest, riding = rest[sent:], ()
     return True
