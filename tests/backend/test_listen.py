@@ -88,7 +88,7 @@ def test_path_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere/socket", "x" * 200])
 def test_path_that_cannot_be(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OSError, match="cannot listen on|too long"):
+    with pytest.raises(OSError, match=r"cannot listen on"):
         Source(tmp_path / name)
 
 
@@ -155,11 +155,14 @@ def test_socket_from_systemd_and_sigterm(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "socket"))
         listener.listen()
         fd = listener.fileno()
-        with subprocess.Popen([sys.executable, "-c", LISTEN_FDS, str(fd)], pass_fds=[fd]) as process:
-            with Peer(connected(tmp_path / "socket")) as peer:
-                assert peer.ready().request(b"fd") == b"df"
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(TIMEOUT) == 0
+        command = [sys.executable, "-c", LISTEN_FDS, str(fd)]
+        with (
+            subprocess.Popen(command, pass_fds=[fd]) as process,
+            Peer(connected(tmp_path / "socket")) as peer,
+        ):
+            assert peer.ready().request(b"fd") == b"df"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(TIMEOUT) == 0
 
 
 @pytest.mark.parametrize(

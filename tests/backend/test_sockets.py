@@ -55,14 +55,17 @@ def test_no_descriptor_is_better_than_some(pair: Pair) -> None:
     left, right = pair
     send_fds(left, b"x", [left.fileno()] * 8)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    spare = [os.dup(0) for _ in range(4)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + 4, hard))
+    spare: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (right.fileno() + 64, hard))
     try:
-        close_fds(spare)
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                spare.append(os.dup(right.fileno()))
+        close_fds(spare[:4])  # four of the eight fit
         assert recv_fds(right, 10) == (b"x", [])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        close_fds(spare[4:])
 
 
 def test_send_all_waits_for_the_reader(pair: Pair) -> None:

@@ -77,7 +77,10 @@ def _pause(stop: HasFileno | None) -> None:
     if stop is None:
         time.sleep(ACCEPT_PAUSE)
     else:
-        select.select([stop], [], [], ACCEPT_PAUSE)
+        try:
+            wait(stop, select.POLLIN, timeout=ACCEPT_PAUSE)
+        except TimeoutError:
+            pass
 
 
 def _converse(device: Device, sock: socket.socket, stop: HasFileno | None) -> None:

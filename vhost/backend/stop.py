@@ -30,7 +30,9 @@ class Stop:
 
     def is_set(self) -> bool:
         """Whether :meth:`set` was called."""
-        return bool(select.select([self._fd], [], [], 0)[0])
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def close(self) -> None:
         """Give the descriptor back; nothing may use this object any more."""
