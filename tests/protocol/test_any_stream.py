@@ -5,6 +5,7 @@
 """
 
 import os
+import sys
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -55,22 +56,33 @@ WORDS = st.sampled_from(
 ) | st.integers(0, 60)
 
 
-@st.composite
-def streams(draw: st.DrawFn, golden: list[bytes]) -> bytes:
-    """Golden messages, messages with a sound header, and noise; some bytes of it changed."""
-    sound = st.builds(
-        frame,
-        st.integers(0, 50),
-        st.binary(max_size=80),
-        st.sampled_from([0, 4, 8, 12]),
-        st.sampled_from([1, 1, 1, 0]),
-    )
-    pieces = draw(st.lists(st.sampled_from(golden) | sound | st.binary(max_size=30), max_size=6))
+SOUND = st.builds(
+    frame,
+    st.integers(0, 50),
+    st.binary(max_size=80),
+    st.sampled_from([0, 4, 8, 12]),
+    st.sampled_from([1, 1, 1, 0]),
+)
+CHANGES = st.lists(st.tuples(st.integers(0, 200), WORDS), max_size=2)
+READS = st.lists(st.tuples(st.integers(1, 40), st.sampled_from([0, 0, 0, 1, 2])), max_size=8)
+
+
+def changed(pieces: list[bytes], changes: list[tuple[int, int]]) -> bytes:
     stream = bytearray(b"".join(pieces))
-    for at, word in draw(st.lists(st.tuples(st.integers(0, 200), WORDS), max_size=3)):
+    for at, word in changes:
         if at + 4 <= len(stream):
-            stream[at : at + 4] = word.to_bytes(4, "little")
+            stream[at : at + 4] = word.to_bytes(4, sys.byteorder)
     return bytes(stream)
+
+
+# For each end of each socket: golden messages, messages with a sound header, and noise; some bytes changed.
+STREAMS = {
+    end: st.builds(
+        changed, st.lists(st.sampled_from(golden) | SOUND | st.binary(max_size=30), max_size=5), CHANGES
+    )
+    for end, golden in GOLDEN.items()
+}
+ASKED = {channel: st.lists(st.sampled_from(asked), max_size=3) for channel, asked in QUESTIONS.items()}
 
 
 def drain(end: Connection) -> list[Event]:
@@ -93,14 +105,10 @@ def drain(end: Connection) -> list[Event]:
     return found
 
 
-def reads(data: st.DataObject, stream: bytes) -> list[tuple[bytes, int]]:
-    """The stream cut into reads, some of which bring descriptors."""
-    sizes = data.draw(st.lists(st.integers(1, 40), max_size=12), "sizes")
-    fds = data.draw(
-        st.lists(st.sampled_from([0, 0, 0, 1, 2]), min_size=len(sizes) + 1, max_size=len(sizes) + 1), "fds"
-    )
+def reads(stream: bytes, cuts: list[tuple[int, int]]) -> list[tuple[bytes, int]]:
+    """The stream cut into reads of so many bytes with so many descriptors; the last one brings the rest."""
     found, start = [], 0
-    for size, count in zip([*sizes, len(stream)], fds, strict=True):
+    for size, count in [*cuts, (len(stream), 1)]:
         if start < len(stream):
             found.append((stream[start : start + size], count))
             start += size
@@ -114,14 +122,14 @@ def test_any_stream(ends: tuple[Channel, Side], protocol: int, data: st.DataObje
     end.features = end.offered_features = EVERYTHING
     end.protocol_features = protocol
     if ends[1] is Side.REQUESTER:
-        for question in data.draw(st.lists(st.sampled_from(QUESTIONS[ends[0]]), max_size=4), "questions"):
+        for question in data.draw(ASKED[ends[0]], "questions"):
             try:
                 end.send(question, [0] * question.fd_range()[0])
             except LocalProtocolError:
                 pass
     given_away: list[int] = []
     broken = False
-    for chunk, count in reads(data, data.draw(streams(GOLDEN[ends]), "stream")):
+    for chunk, count in reads(data.draw(STREAMS[ends], "stream"), data.draw(READS, "reads")):
         fds = spare_fds(count)
         given_away += fds
         end.receive(chunk, fds)
@@ -143,9 +151,10 @@ def test_any_stream(ends: tuple[Channel, Side], protocol: int, data: st.DataObje
 @anything
 @given(data=st.data(), ends=ENDS)
 def test_cuts_do_not_matter(ends: tuple[Channel, Side], data: st.DataObject) -> None:
-    stream = data.draw(streams(GOLDEN[ends]), "stream")
+    stream = data.draw(STREAMS[ends], "stream")
+    cuts = data.draw(READS, "reads")
     stories: list[list[str]] = []
-    for cut in (reads(data, stream), [(stream, 0)] if stream else []):
+    for cut in (reads(stream, cuts), reads(stream, [])):
         end = Connection(*ends)
         end.features = end.offered_features = EVERYTHING
         end.protocol_features = 0xFD_FEFF
