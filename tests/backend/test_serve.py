@@ -294,6 +294,16 @@ def test_the_device_is_called_again_after_its_delay(server: Serving) -> None:
     assert looks[2] - looks[1] >= 0.02
 
 
+@pytest.mark.parametrize("delay", ["soon", object()])
+def test_a_delay_that_is_no_number_breaks_the_ring(server: Serving, delay: object) -> None:
+    server.device.handle = lambda queue: delay
+    with server.connect() as peer:
+        ring = peer.ready()
+        assert readable(ring.err)
+        server.lines.wait("ring 0 is broken.*the device failed: TypeError", level="ERROR")
+        assert peer.base() == 0
+
+
 def test_chains_a_device_leaves_do_not_make_it_spin(server: Serving) -> None:
     looks: list[object] = []
     server.device.handle = looks.append

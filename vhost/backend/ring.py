@@ -215,8 +215,8 @@ class Ring:
         if delay is None and more and (queue.popped != popped or not waiting):
             return 0.0
         if self._polled:
-            return POLL_INTERVAL if delay is None else min(delay, POLL_INTERVAL)
-        return delay
+            delay = POLL_INTERVAL if delay is None else min(delay, POLL_INTERVAL)
+        return None if delay is None else max(delay, 0.0)
 
     def _break(self, reason: str, *, trace: bool = False) -> None:
         self.broken = True
