@@ -22,7 +22,7 @@ Buffer = bytes | bytearray | memoryview
 class Chain:
     """A chain of buffers popped from a queue, the device's until it is pushed.
 
-    Synchronization: none; used under the lock of its ring, like its queue.
+    Synchronization: none; it belongs to the thread that its queue belongs to.
     """
 
     __slots__ = ("_batch", "_c", "_read_at", "_views", "_write_at")

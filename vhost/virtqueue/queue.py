@@ -47,7 +47,7 @@ class Queue:
     :param max_chain: descriptors a chain may have, by default the queue size (virtio 1.3, 2.7.5.3.1).
     :param call_fd: eventfd that notifies the driver, -1 for none; not owned.
 
-    Synchronization: none; the ring that owns the queue calls under its lock.
+    Synchronization: none; a queue belongs to one thread at a time, its ring's runner.
     """
 
     def __init__(
