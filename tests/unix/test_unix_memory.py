@@ -337,19 +337,24 @@ def test_regions_come_and_go_under_readers(mappings: Callable[..., list[str]]) -
             failures.append(error)
 
     threads = [threading.Thread(target=read) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for _ in range(400):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # many more switches between the threads, and no 5 ms wait for each
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(400):
+            memory.add(moving, memfd(4096))
+            memory.remove(moving)
+        while seen["gone"] == 0:
+            pass
         memory.add(moving, memfd(4096))
-        memory.remove(moving)
-    while seen["gone"] == 0:
-        pass
-    memory.add(moving, memfd(4096))
-    while seen["there"] == 0:
-        pass
-    done.set()
-    for thread in threads:
-        thread.join()
+        while seen["there"] == 0:
+            pass
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
     assert failures == []
     memory.clear()
     assert mappings() == []
