@@ -5,6 +5,7 @@ import errno
 import gc
 import os
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
