@@ -29,19 +29,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_setup() -> Generator[None, None, None]:
     try:
-        yield
+        return (yield)
     except Missing as missing:
-        lacking(str(missing))
+        reason = str(missing)
+    lacking(reason)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_call() -> Generator[None, None, None]:
     try:
-        yield
+        return (yield)
     except Missing as missing:
-        lacking(str(missing))
+        reason = str(missing)
+    lacking(reason)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -81,14 +81,13 @@ def await_ready(daemon: Daemon, notices: socket.socket) -> None:
 @contextlib.contextmanager
 def storage_daemon(image: Path, *, queues: int, work: Path, logs: Path) -> Iterator[Daemon]:
     """QEMU's storage daemon that serves ``image``. The socket listens before the daemon runs."""
+    program, path = tool("qemu-storage-daemon"), work / "qemu-storage-daemon.sock"
     with socket.socket(socket.AF_UNIX) as listener:
-        path = work / "qemu-storage-daemon.sock"
         listener.bind(str(path))
         listener.listen()
         export = f"type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues}"
         argv = [
-            tool("qemu-storage-daemon"),
-            *("--blockdev", f"driver=file,node-name=disk,filename={image},discard=unmap"),
+            *(program, "--blockdev", f"driver=file,node-name=disk,filename={image},discard=unmap"),
             *("--export", f"{export},addr.type=fd,addr.str={listener.fileno()}"),
         ]
         try:

@@ -6,9 +6,21 @@
 #   done STATUS BYTES
 # Before that, once per boot: "ready" and the kernel's id of this boot.
 # With "lab.shell" on the kernel's command line it is a shell on the console instead.
+export PATH=/bin:/sbin HOME=/
+
+if [ "$1" = commands ]; then
+    echo "ready $(cat /proc/sys/kernel/random/boot_id)"
+    while read -r seconds command; do
+        echo "$command" | base64 -d > /tmp/command
+        timeout -s KILL "$seconds" sh /tmp/command > /tmp/output 2>&1 < /dev/null
+        echo "done $? $(wc -c < /tmp/output)"
+        cat /tmp/output
+    done
+    exit
+fi
+
 /bin/busybox mkdir -p /bin /sbin
 /bin/busybox --install -s /bin
-export PATH=/bin:/sbin HOME=/
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -19,17 +31,10 @@ done < /modules/order
 
 if grep -qw lab.shell /proc/cmdline; then
     setsid cttyhack sh
-    poweroff -f
+else
+    stty -F /dev/ttyS1 raw -echo
+    # In a process of its own: the first one inherits all orphans, and the end of one would cut its "read" short.
+    /init commands <> /dev/ttyS1 >&0
+    echo "lab: the command port is closed"
 fi
-
-stty -F /dev/ttyS1 raw -echo
-exec 3<> /dev/ttyS1
-echo "ready $(cat /proc/sys/kernel/random/boot_id)" >&3
-while read -r seconds command <&3; do
-    echo "$command" | base64 -d > /tmp/command
-    timeout -s KILL "$seconds" sh /tmp/command > /tmp/output 2>&1 < /dev/null 3>&-
-    echo "done $? $(wc -c < /tmp/output)" >&3
-    cat /tmp/output >&3
-done
-echo "lab: the command port is closed"
 poweroff -f
