@@ -19,8 +19,10 @@ from vhost.backend import Stop
 from vhost.backend.listen import Source
 from vhost.errors import DeviceError
 
+ROOT = Path(__file__).parents[2]
 LISTEN_FDS = """
 import os, signal, sys
+sys.path.append(sys.argv[2])
 import vhost
 from tests.backend.echo import Echo
 from vhost.backend import Stop
@@ -155,7 +157,7 @@ def test_socket_from_systemd_and_sigterm(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "socket"))
         listener.listen()
         fd = listener.fileno()
-        command = [sys.executable, "-c", LISTEN_FDS, str(fd)]
+        command = [sys.executable, "-c", LISTEN_FDS, str(fd), str(ROOT)]
         with (
             subprocess.Popen(command, pass_fds=[fd]) as process,
             Peer(connected(tmp_path / "socket")) as peer,

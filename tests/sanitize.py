@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Runs pytest with the run-time libraries of ASan and UBSan, which an instrumented core needs to have loaded first.
+
+The core has to be built with ``VHOST_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"``, by the
+compiler that ``CC`` names (gcc by default). Arguments are pytest's.
+"""
+
+import os
+import subprocess
+import sys
+
+COMPILER = os.environ.get("CC", "gcc")
+
+
+def library(name: str) -> str:
+    path = subprocess.run([COMPILER, f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+    if not os.path.isabs(path.stdout.strip()):
+        sys.exit(f"{COMPILER} has no {name}: install the sanitizers' libraries")
+    return path.stdout.strip()
+
+
+if __name__ == "__main__":
+    os.environ["LD_PRELOAD"] = " ".join(map(library, ("libasan.so", "libubsan.so")))
+    # Python never frees all it has; SIGBUS is the core's own business.
+    os.environ["ASAN_OPTIONS"] = "detect_leaks=0:handle_sigbus=0"
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *sys.argv[1:]])
