@@ -54,7 +54,7 @@ class Fake(threading.Thread):
         features: int = FEATURES,
         protocol: int = PROTOCOL,
         queues: int = 1,
-        script: Mapping[type[Message], "Callable[[Fake, Request], None]"] | None = None,
+        script: Mapping[type[Message], "Callable[[Fake, Request], object]"] | None = None,
     ) -> None:
         super().__init__(name="fake backend")
         self.features, self.protocol, self.queues = features, protocol, queues
@@ -128,9 +128,14 @@ class Fake(threading.Thread):
     def reply(self, request: Request, value: Payload) -> None:
         self.write(self.encode(request, value))
 
+    def encode_ack(self, request: Request, code: int = 0) -> bytes:
+        """The bytes of an acknowledgement, none if none is due."""
+        answer = self._connection.ack(request, code)
+        return answer[0] if answer else b""
+
     def ack(self, request: Request, code: int = 0) -> None:
-        if answer := self._connection.ack(request, code):
-            self.write(*answer)
+        if answer := self.encode_ack(request, code):
+            self.write(answer)
 
     def write(self, data: bytes, fds: list[int] | None = None) -> None:
         """Send anything at all."""
@@ -147,6 +152,7 @@ class Fake(threading.Thread):
 
     def _map(self, request: Request) -> None:
         message = request.message
+        assert isinstance(message, SetMemTable | AddMemReg)
         region = message.regions[0] if isinstance(message, SetMemTable) else message.region
         fd = request.take_fd()
         try:

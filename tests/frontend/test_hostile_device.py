@@ -70,6 +70,15 @@ def test_an_error_reported_while_waiting() -> None:
             device.request(b"abc", 8)
 
 
+def test_an_error_from_before_the_start_is_over() -> None:
+    with Fake() as fake, vhost.connect(fake.peer) as device:
+        fake.signal(SetVringErr)
+        device.stop(0)
+        device.start(0)
+        with pytest.raises(TimeoutError):
+            device.request(b"abc", 8, timeout=0.05)
+
+
 def test_what_came_back_counts_more_than_the_error() -> None:
     with Fake() as fake, vhost.connect(fake.peer) as device:
         queue = device.queue(0)

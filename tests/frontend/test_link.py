@@ -248,6 +248,14 @@ def test_descriptors_with_an_answer_are_closed() -> None:
         vhost.connect(fake.peer)
 
 
+def test_descriptors_with_half_an_answer_are_closed() -> None:
+    def half(fake: Fake, request: Request) -> None:
+        fake.write(fake.encode(request, U64(FEATURES))[:-1], [fake.sock.fileno()] * 3)
+
+    with Fake(script={GetFeatures: half}) as fake, pytest.raises(TimeoutError):
+        vhost.connect(fake.peer, timeout=0.05)
+
+
 def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.sock"):
         vhost.connect(tmp_path / "absent.sock")

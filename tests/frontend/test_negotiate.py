@@ -2,6 +2,7 @@
 """What a frontend says to backends of different abilities, and in which order."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -152,7 +153,7 @@ def test_exact_features() -> None:
         ({"slots": True}, "ADD_MEM_REG"),
     ],
 )
-def test_wanting_what_is_not_offered(wanted: dict[str, int], message: str) -> None:
+def test_wanting_what_is_not_offered(wanted: dict[str, Any], message: str) -> None:
     with Fake() as fake, pytest.raises(LocalProtocolError, match=message):
         vhost.connect(fake.peer, **wanted)
 
@@ -172,7 +173,7 @@ def test_memory_in_a_slot() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"queue_size": 100}, {"queue_size": 0}, {"queues": 257}, {"ram_size": 0}])
-def test_arguments_that_make_no_sense_cost_nothing(wrong: dict[str, int]) -> None:
+def test_arguments_that_make_no_sense_cost_nothing(wrong: dict[str, Any]) -> None:
     with Fake() as fake, pytest.raises(ValueError):
         vhost.connect(fake.peer, **wrong)
     assert fake.seen == []

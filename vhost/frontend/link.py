@@ -59,6 +59,8 @@ class Link:
             self._ended = f"the backend closed the connection at {message.name}"
             raise ConnectionResetError(errno.ECONNRESET, f"{self._ended}; see its log") from error
         except BaseException as error:
+            if self.sock.fileno() < 0:
+                raise ConnectionAbortedError(errno.ECONNABORTED, f"{message.name}: {self._ended}") from None
             self._ended = f"{message.name} ended with {type(error).__name__}: {error}"
             raise
         finally:
