@@ -231,7 +231,7 @@ def test_an_answer_that_nobody_asked_for() -> None:
 def test_closed_under_those_who_wait() -> None:
     async def main() -> None:
         with Fake(script={SetConfig: silence}) as fake:
-            device = await vhost.connect_async(fake.peer)
+            device = await vhost.connect_async(fake.peer, timeout=None)
             tasks = [
                 asyncio.create_task(device.request(b"abc", 8)),
                 asyncio.create_task(device.set_config(0, b"x")),
@@ -239,7 +239,8 @@ def test_closed_under_those_who_wait() -> None:
             while SetConfig not in map(type, fake.seen):
                 await asyncio.sleep(0)
             device.close()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            async with asyncio.timeout(5):
+                results = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(result) for result in results] == [ConnectionAbortedError] * 2, results
 
     run(main())

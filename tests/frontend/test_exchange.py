@@ -176,3 +176,18 @@ def test_descriptors_of_an_answer_nobody_waits_for_any_more(
     with pytest.raises(asyncio.CancelledError):
         exchange.throw(asyncio.CancelledError())
     link.close()
+
+
+def test_a_check_leaves_an_answer_to_the_one_who_asked(pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = pair
+    link = Link(one)
+    exchange = link.exchange(GetFeatures())
+    assert next(exchange).attempt()
+    receive = next(exchange)
+    other.send(b"\1")
+    link.check()
+    assert receive.attempt()
+    exchange.close()
+    with pytest.raises(ConnectionResetError, match="GET_FEATURES ended with GeneratorExit"):
+        link.check()
+    link.close()
