@@ -6,6 +6,7 @@ crashes, hangs or vanishes (:class:`LostGuest`, with the last words of its conso
 """
 
 import base64
+import re
 import select
 import socket
 import time
@@ -199,7 +200,11 @@ class Guest:
         text = [f"after {self.seconds:.1f} s the guest {what}"]
         if self.console.exists():
             console = self.console.read_text(errors="replace").splitlines()
-            text += ["console.log:", *console[-40:]]
+            faults = [
+                number for number, line in enumerate(console) if re.search("Kernel panic|BUG:|Oops:", line)
+            ]
+            recent = max(0, len(console) - 40)
+            text += ["console.log:", *console[min([recent, *faults[-1:]]) :]]
         for process in (self.process, *self._witnesses):
             text += [f"{process.log.name}:", process.tail()]
         return LostGuest("\n".join(text))
