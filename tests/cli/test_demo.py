@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from vhost.cli import process
+from vhost.cli.demo import _Demo
+from vhost.frontend import Blk
 
 from .programs import command, environment, run
 
@@ -163,3 +166,21 @@ def test_daemon_that_never_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(process.DaemonError, match=r"vhost-rng did not listen within 0\.2 s"), daemon:
         pass
     assert time.monotonic() - start < 30
+
+
+def test_control_c_of_the_terminal_is_not_for_the_daemons(tmp_path: Path) -> None:
+    with process.Daemon("rng", tmp_path) as daemon:
+        assert os.getpgid(daemon.pid) == daemon.pid != os.getpgid(0)
+    assert daemon.status == 0
+
+
+def test_disk_that_returns_other_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    honest = Blk.read
+    monkeypatch.setattr(Blk, "read", lambda self, offset, n: b"\xff" + honest(self, offset, n)[1:])
+    assert _Demo(1 << 20).run() == 1
+    out, err = capsys.readouterr()
+    assert "PASSED" not in out
+    assert "FAILED to compare what was written, read and stored: SHA-256 written " in err
