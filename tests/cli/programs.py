@@ -24,6 +24,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if name not in mine}, **more}
 
 
+def python_path(folder: Path) -> str:
+    """PYTHONPATH with `folder` in front. An empty entry would be the working directory, so there is none."""
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+
+
 def run(module: str, *options: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     return subprocess.run(

@@ -14,7 +14,7 @@ from vhost import connect
 from vhost.errors import RefusedError, VirtqueueError
 from vhost.frontend import Blk, Rng
 
-from .programs import command, daemon, environment
+from .programs import command, daemon, environment, python_path
 
 RNG, BLK = "vhost.daemon.rng", "vhost.daemon.blk"
 
@@ -202,12 +202,12 @@ def test_socket_activation(tmp_path: Path) -> None:
             "import os, sys\n"
             f"os.dup2({listener.fileno()}, 3)\n"
             "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
-            f"os.execv(sys.executable, [sys.executable, '-m', {RNG!r}, '--seed=3'])\n"
+            f"os.execv(sys.executable, [sys.executable, '-P', '-m', {RNG!r}, '--seed=3'])\n"
         )
         starter = tmp_path / "starter.py"
         starter.write_text(script)
         fds = (listener.fileno(),)
-        env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        env = {"PYTHONPATH": python_path(tmp_path)}
         with daemon(tmp_path, "starter", fds=fds, **env) as running:
             with connect(tmp_path / "s") as frontend:
                 assert Rng(frontend).read(10) == stream(3, 10)

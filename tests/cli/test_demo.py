@@ -17,7 +17,7 @@ from vhost.cli import process
 from vhost.cli.demo import _Demo
 from vhost.frontend import Blk
 
-from .programs import command, environment, run
+from .programs import command, environment, python_path, run
 
 pytestmark = pytest.mark.usefixtures("unix_build")
 TIMEOUT = 60.0
@@ -104,8 +104,8 @@ def test_daemon_that_does_not_start(folder: Path, tmp_path: Path) -> None:
         "    sys.stderr.flush()\n"
         "    import os; os._exit(3)\n"
     )
-    path = f"{broken.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    done = run("vhost", "demo", "--size=1", env=environment(TMPDIR=str(folder), PYTHONPATH=path))
+    env = environment(TMPDIR=str(folder), PYTHONPATH=python_path(broken.parent))
+    done = run("vhost", "demo", "--size=1", env=env)
     assert done.returncode == 1
     assert "FAILED to start vhost-blk: vhost-blk ended with status 3 before it listened" in done.stderr
     assert "last lines of the log of vhost-blk:\n  blk: no luck today" in done.stderr
