@@ -30,6 +30,9 @@ if FAKE_XEN:
 
 from vhost import mem, version  # noqa: E402 - the stand-ins come first
 
+if FAKE_XEN:
+    installed_map = fakes.share_files()
+
 collect_ignore = [other for other in ("unix", "xen") if other != mem.SELECTED]
 if REAL_XEN and "xen" not in collect_ignore:
     collect_ignore.append("xen")  # they drive the stand-ins

@@ -8,9 +8,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import installed_map
+from vhost.mem.xen import XenMemory
+
 from . import fakes
 
 PAGES = 256
+
+
+@pytest.fixture(autouse=True)
+def _as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The Xen build itself, without the files that tests elsewhere share with it.
+    monkeypatch.setattr(XenMemory, "_map", installed_map)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
 /*
- * A libxenforeignmemory for tests without Xen: frame n of every domain is page n of one file. As the real one,
- * it succeeds when single pages fail and reports them in err[]; those pages raise SIGBUS when touched.
+ * A libxenforeignmemory for tests without Xen: frame n of every domain is page n of one file, which may start
+ * at a base. As the real one, it succeeds when single pages fail and reports them in err[]; those pages raise SIGBUS when touched.
  * What the tests set and read is in fake_foreign, see tests/xen/fakes.py for the same in ctypes.
  */
 #define _GNU_SOURCE
@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #define PAGE 4096
 
@@ -17,6 +18,7 @@ struct fake_foreign {
     int32_t domid;      /* the only domain, -1: any */
     int32_t fail_errno; /* the next fail_times maps fail with this, as a whole */
     uint32_t fail_times;
+    int64_t base;       /* guest-physical address of the file's first byte */
     uint64_t bad_frame; /* these frames fail in the next bad_times maps, with bad_errno */
     uint64_t bad_count;
     int32_t bad_errno;
@@ -66,12 +68,22 @@ void *xenforeignmemory_map2(void *handle, uint32_t dom, void *addr, int prot, in
     char *start = mmap(addr, pages * PAGE, PROT_NONE, flags | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED)
         return NULL;
-    for (size_t i = 0; i < pages; i++) {
-        err[i] = 0;
+    struct stat file = {0};
+    fstat(f->memory, &file);
+    size_t run; /* frames that follow each other, and can be mapped as one */
+    for (size_t i = 0; i < pages; i += run) {
+        off_t offset = (off_t)(arr[i] * PAGE) - f->base;
+        for (run = 1; i + run < pages && arr[i + run] == arr[i] + run && !f->bad_times; run++)
+            ;
+        int code = 0;
         if (f->bad_times && arr[i] >= f->bad_frame && arr[i] < f->bad_frame + f->bad_count)
-            err[i] = -f->bad_errno;
-        else
-            mmap(start + i * PAGE, PAGE, prot, MAP_SHARED | MAP_FIXED, f->memory, (off_t)(arr[i] * PAGE));
+            code = f->bad_errno;
+        else if (offset < 0 || offset + (off_t)(run * PAGE) > file.st_size)
+            code = EINVAL;
+        else if (mmap(start + i * PAGE, run * PAGE, prot, MAP_SHARED | MAP_FIXED, f->memory, offset) == MAP_FAILED)
+            code = errno;
+        for (size_t k = 0; k < run; k++)
+            err[i + k] = -code;
     }
     if (f->bad_times)
         f->bad_times--;
