@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-# The build backend runs this file by exec(); its paths are relative to the project's root, as setuptools wants.
+# The build backend runs this file by exec(), with the project's root as the working directory.
 HERE = Path("csrc")
 SOURCES = ("guard.c", "walk.c", "split.c", "data.c", "blk.c", "driver.c")
 
@@ -20,10 +20,12 @@ ffi.cdef((HERE / "sys.h").read_text())
 extra = shlex.split(os.environ.get("VHOST_CFLAGS", ""))
 ffi.set_source(
     "vhost._core",
-    '#include <sys/mman.h>\n#include "core.h"\n',
+    '#include <fcntl.h>\n#include <sys/mman.h>\n#include "core.h"\n',
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     depends=[str(path) for path in sorted(HERE.glob("*.h"))],
+    # Files are larger than 2 GiB on every machine.
+    define_macros=[("_FILE_OFFSET_BITS", "64")],
     extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", *extra],
     extra_link_args=extra,
 )

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Runs pytest with the run-time libraries of ASan and UBSan, which an instrumented core needs to have loaded first.
+"""Runs pytest with the libraries of ASan and UBSan, which an instrumented core needs to have loaded first.
 
-The core has to be built with ``VHOST_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"``, by the
-compiler that ``CC`` names (gcc by default). Arguments are pytest's.
+The core has to be built with ``VHOST_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"``, by
+the compiler that ``CC`` names (gcc by default). Arguments are pytest's.
 """
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 COMPILER = os.environ.get("CC", "gcc")
 
 
 def library(name: str) -> str:
-    path = subprocess.run([COMPILER, f"-print-file-name={name}"], check=True, capture_output=True, text=True)
-    if not os.path.isabs(path.stdout.strip()):
+    done = subprocess.run([COMPILER, f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+    path = Path(done.stdout.strip())
+    if not path.is_absolute():
         sys.exit(f"{COMPILER} has no {name}: install the sanitizers' libraries")
-    return path.stdout.strip()
+    return str(path)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def test_help_shows_how_to_start_the_virtual_machine(module: str, device: str) -
     done = run(module, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "memory-backend-memfd,id=mem,size=1G,share=on" in done.stdout
-    assert f"-device {device},chardev=c0" in done.stdout
+    assert f"-device {device},chardev=c0" in done.stdout.replace(",num-queues=1", "")
     assert "--socket-path" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 110
 

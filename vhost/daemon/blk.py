@@ -17,7 +17,10 @@ __all__ = ("main",)
 def main() -> int:
     """The program; returns its exit status."""
     parser = make_parser(
-        "vhost-blk", "Serve a virtio block device.", path="/tmp/blk.sock", device="vhost-user-blk-pci"
+        "vhost-blk",
+        "Serve a virtio block device.",
+        path="/tmp/blk.sock",
+        device="vhost-user-blk-pci,num-queues=1",  # QEMU would ask for one queue per processor
     )
     options = parser.add_argument_group("device options")
     options.add_argument(
@@ -36,7 +39,7 @@ def main() -> int:
         metavar="N",
         type=number(1, 256),
         default=1,
-        help="request queues, with a thread each; add num-queues=N to QEMU's -device (default: %(default)s)",
+        help="request queues, with a thread each; and num-queues=N for QEMU's -device (default: %(default)s)",
     )
     return run(parser, {"type": "block", "features": ["read-only", "blk-file"]}, _devices)
 

@@ -4,23 +4,18 @@
 Knows the system call, not what a disk does with it.
 """
 
-import ctypes
 import errno
 import os
+from typing import Final
+
+from vhost._core import ffi, lib
 
 __all__ = ("PUNCH_HOLE", "ZERO_RANGE", "fallocate")
 
-_KEEP_SIZE = 0x01
 #: Give the space back; the range reads as zeroes. The size of the file stays.
-PUNCH_HOLE = 0x02 | _KEEP_SIZE
+PUNCH_HOLE: Final[int] = lib.FALLOC_FL_PUNCH_HOLE | lib.FALLOC_FL_KEEP_SIZE
 #: The range reads as zeroes and keeps its space. The size of the file stays.
-ZERO_RANGE = 0x10 | _KEEP_SIZE
-
-_libc = ctypes.CDLL(None, use_errno=True)
-# On 32-bit glibc the plain name takes a 32-bit offset; where there is only the plain name, it takes 64 bits.
-_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
-_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_fallocate.restype = ctypes.c_int
+ZERO_RANGE: Final[int] = lib.FALLOC_FL_ZERO_RANGE | lib.FALLOC_FL_KEEP_SIZE
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -29,7 +24,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     :param mode: :data:`PUNCH_HOLE` or :data:`ZERO_RANGE`.
     :raises OSError: as the system reports it; ``EOPNOTSUPP`` when the file system cannot do that.
     """
-    while _fallocate(fd, mode, offset, length):
-        code = ctypes.get_errno()
+    while lib.fallocate(fd, mode, offset, length):
+        code = ffi.errno
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
