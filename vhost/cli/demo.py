@@ -30,8 +30,8 @@ __all__ = ("run",)
 
 _MIB = 1 << 20
 _STEP = 8 * _MIB  # bytes in one call of read or write
-_READS, _READ_SIZE, _READ_TIME = 5000, 4096, 2.0
-_RANDOM_PIECE, _RANDOM_TIME = 65536, 0.5
+_READS, _READ_SIZE, _READ_TIME = 2000, 4096, 2.0
+_RANDOM_PIECE, _RANDOM_TIME = 65536, 0.2
 _SEED = 2024
 _SERIAL = "vhost-demo"
 
