@@ -46,13 +46,13 @@ def test_a_machine_that_does_not_start_is_a_lost_guest(root: Path, tmp_path: Pat
 
 def test_a_process_does_not_outlive_the_lab(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from tests.lab.process import Process;"
+        "import os, sys; sys.path.append(sys.argv[2]);"
+        "from pathlib import Path; from tests.lab.process import Process;"
         "child = Process(['sleep', '1000'], Path(sys.argv[1]));"
         "print(child._child.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    command = [sys.executable, "-c", script, tmp_path / "log"]
-    top = Path(__file__).parents[2]
-    killed = subprocess.run(command, cwd=top, stdout=subprocess.PIPE, check=False)
+    command = [sys.executable, "-c", script, tmp_path / "log", Path(__file__).parents[2]]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     assert killed.returncode == -9
     with contextlib.suppress(ProcessLookupError), open(os.pidfd_open(int(killed.stdout)), "rb") as end:
         assert select.select([end], [], [], 10)[0], "the child still runs"
