@@ -13,7 +13,7 @@ from vhost import mem
 from vhost.cli import demo
 from vhost.cli.progress import rate
 from vhost.cli.tap import Tap
-from vhost.frontend.blk import BlkFeature
+from vhost.virtio.blk import BlkFeature
 
 VERSION, REPLY, NEED_REPLY = 1, 4, 8
 

@@ -10,10 +10,13 @@ import pytest
 
 from vhost import Device
 from vhost._core import lib
-from vhost.devices.blk import Blk, Request, Status
-from vhost.devices.blk_config import BlkConfig, BlkFeature
+from vhost.devices.blk import Blk
+from vhost.devices.blk_config import BlkConfig
 from vhost.devices.disk import Disk
 from vhost.errors import DeviceError
+from vhost.virtio.blk import BlkFeature
+from vhost.virtio.blk import BlkRequest as Request
+from vhost.virtio.blk import BlkStatus as Status
 
 from .rig import Rig
 

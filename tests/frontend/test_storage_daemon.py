@@ -14,8 +14,8 @@ import pytest
 import vhost
 from vhost.errors import RefusedError
 from vhost.frontend import Blk
-from vhost.frontend.blk import BlkFeature
 from vhost.protocol import ProtocolFeature, VirtioFeature
+from vhost.virtio.blk import BlkFeature
 
 PROGRAM = shutil.which("qemu-storage-daemon")
 SIZE = 64 << 20

@@ -24,7 +24,7 @@ from vhost.cli.tap import Tap
 from vhost.devices.entropy import SeededSource
 from vhost.errors import VhostError
 from vhost.frontend import Blk, Frontend, Rng, connect
-from vhost.frontend.blk import BlkFeature
+from vhost.virtio.blk import BlkFeature
 
 __all__ = ("run",)
 

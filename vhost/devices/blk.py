@@ -5,44 +5,31 @@ Reads and writes are served by the C core, a batch at a time; this module serves
 flush, serial number, discard, write zeroes, and everything malformed.
 """
 
-import enum
 import logging
 import os
-import struct
 
 from vhost._core import ffi, lib
-from vhost.devices.blk_config import CONFIG_SIZE, WRITEBACK, BlkConfig, BlkFeature
+from vhost.devices.blk_config import BlkConfig
 from vhost.devices.device import Device
-from vhost.devices.disk import SECTOR, Disk
+from vhost.devices.disk import Disk
 from vhost.errors import DeviceError
+from vhost.virtio.blk import (
+    HEADER,
+    SECTOR,
+    SEGMENT,
+    SERIAL_SIZE,
+    UNMAP,
+    WRITEBACK,
+    BlkFeature,
+    BlkRequest,
+    BlkStatus,
+    ConfigSpace,
+)
 from vhost.virtqueue import Chain, Queue
 
-__all__ = ("Blk", "Request", "Status")
+__all__ = ("Blk",)
 
 
-class Request(enum.IntEnum):
-    """Types of requests (virtio 1.3, 5.2.6)."""
-
-    IN = 0
-    OUT = 1
-    FLUSH = 4
-    GET_ID = 8
-    DISCARD = 11
-    WRITE_ZEROES = 13
-
-
-class Status(enum.IntEnum):
-    """The last byte of every answer."""
-
-    OK = 0
-    IOERR = 1
-    UNSUPP = 2
-
-
-_HEADER = struct.Struct("<IIQ")  # type, reserved, sector
-_SEGMENT = struct.Struct("<QII")  # sector, sectors, flags
-_UNMAP = 1
-_SERIAL_SIZE = 20
 _SEG_MAX = 126  # with header and status, the descriptors of a ring of 128
 
 _log = logging.getLogger(__name__)
@@ -72,8 +59,8 @@ class Blk(Device):
         serial: str = "",
         num_queues: int = 1,
     ) -> None:
-        if not serial.isascii() or len(serial) > _SERIAL_SIZE:
-            raise DeviceError(f"serial {serial!r}: {_SERIAL_SIZE} ASCII characters are the most")
+        if not serial.isascii() or len(serial) > SERIAL_SIZE:
+            raise DeviceError(f"serial {serial!r}: {SERIAL_SIZE} ASCII characters are the most")
         if not 1 <= num_queues <= 256:
             raise DeviceError(f"{num_queues} queues: 1 to 256 are possible")
         self.num_queues = num_queues
@@ -106,9 +93,9 @@ class Blk(Device):
 
     def set_config(self, offset: int, data: bytes) -> None:
         """Take over the cache mode if it is in `data`; the other fields are not the driver's to change."""
-        if offset < 0 or offset + len(data) > CONFIG_SIZE:
+        if offset < 0 or offset + len(data) > ConfigSpace.size():
             raise DeviceError(
-                f"blk: {len(data)} bytes at {offset} reach beyond {CONFIG_SIZE} bytes of config"
+                f"blk: {len(data)} bytes at {offset} reach beyond {ConfigSpace.size()} bytes of config"
             )
         if not offset <= WRITEBACK < offset + len(data):
             return
@@ -147,49 +134,49 @@ class Blk(Device):
             status = self._failed(str(error))
         chain.write_at(chain.writable - 1, bytes([status]))
 
-    def _serve(self, chain: Chain) -> Status:
-        header = chain.read(_HEADER.size)
-        if len(header) < _HEADER.size:
-            return self._failed(f"a request with {len(header)} bytes of header instead of {_HEADER.size}")
-        kind = _HEADER.unpack(header)[0]
-        if kind == Request.FLUSH:
+    def _serve(self, chain: Chain) -> BlkStatus:
+        header = chain.read(HEADER.size)
+        if len(header) < HEADER.size:
+            return self._failed(f"a request with {len(header)} bytes of header instead of {HEADER.size}")
+        kind = HEADER.unpack(header)[0]
+        if kind == BlkRequest.FLUSH:
             self._disk.flush()
-        elif kind == Request.GET_ID:
-            chain.write(self._serial.ljust(_SERIAL_SIZE, b"\0")[: chain.writable - 1])
-        elif kind == Request.DISCARD and self._disk.can_discard:
+        elif kind == BlkRequest.GET_ID:
+            chain.write(self._serial.ljust(SERIAL_SIZE, b"\0")[: chain.writable - 1])
+        elif kind == BlkRequest.DISCARD and self._disk.can_discard:
             limits = self._config.max_discard_segments, self._config.max_discard_sectors
             return self._clear(chain, *limits, zero=False)
-        elif kind == Request.WRITE_ZEROES and not self._disk.read_only:
+        elif kind == BlkRequest.WRITE_ZEROES and not self._disk.read_only:
             limits = self._config.max_write_zeroes_segments, self._config.max_write_zeroes_sectors
             return self._clear(chain, *limits, zero=True)
-        elif kind in (Request.IN, Request.OUT):
+        elif kind in (BlkRequest.IN, BlkRequest.OUT):
             return self._failed(f"a transfer with {chain.readable} bytes out and {chain.writable} in")
         else:
-            return Status.UNSUPP
-        return Status.OK
+            return BlkStatus.UNSUPP
+        return BlkStatus.OK
 
-    def _clear(self, chain: Chain, max_segments: int, max_sectors: int, *, zero: bool) -> Status:
-        size = chain.readable - _HEADER.size
-        if size % _SEGMENT.size or not 0 < size <= max_segments * _SEGMENT.size:
-            return self._failed(f"{size} bytes of segments: {_SEGMENT.size} each, {max_segments} at most")
-        segments = list(_SEGMENT.iter_unpack(chain.read(size)))
+    def _clear(self, chain: Chain, max_segments: int, max_sectors: int, *, zero: bool) -> BlkStatus:
+        size = chain.readable - HEADER.size
+        if size % SEGMENT.size or not 0 < size <= max_segments * SEGMENT.size:
+            return self._failed(f"{size} bytes of segments: {SEGMENT.size} each, {max_segments} at most")
+        segments = list(SEGMENT.iter_unpack(chain.read(size)))
         # All are checked before the first takes effect.
         for sector, sectors, flags in segments:
-            if flags & ~(_UNMAP if zero else 0):
-                return Status.UNSUPP
+            if flags & ~(UNMAP if zero else 0):
+                return BlkStatus.UNSUPP
             if sectors > max_sectors or sector + sectors > self._core.capacity:
                 return self._failed(f"{sectors} sectors at {sector}: {max_sectors} at most, inside the disk")
         for sector, sectors, flags in segments:
             if sectors and zero:
-                self._disk.zero(sector * SECTOR, sectors * SECTOR, unmap=bool(flags & _UNMAP))
+                self._disk.zero(sector * SECTOR, sectors * SECTOR, unmap=bool(flags & UNMAP))
             elif sectors:
                 self._disk.discard(sector * SECTOR, sectors * SECTOR)
         if self._core.flags & lib.VH_BLK_WRITE_THROUGH:
             self._disk.flush()
-        return Status.OK
+        return BlkStatus.OK
 
     # The driver decides how often this happens, so only the first time since the last reset is news.
-    def _failed(self, why: str) -> Status:
+    def _failed(self, why: str) -> BlkStatus:
         _log.log(logging.DEBUG if self._warned else logging.WARNING, "blk: request failed: %s", why)
         self._warned = True
-        return Status.IOERR
+        return BlkStatus.IOERR

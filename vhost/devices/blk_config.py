@@ -1,37 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The configuration space and the feature bits of a block device (virtio 1.3, 5.2.3 and 5.2.4)."""
+"""What a block device tells its driver of the disk: feature bits and configuration space."""
 
-import enum
-import struct
 from dataclasses import dataclass
 
-from vhost.devices.disk import SECTOR, Disk
+from vhost.devices.disk import Disk
+from vhost.virtio.blk import SECTOR, BlkFeature, ConfigSpace
 
-__all__ = ("BlkConfig", "BlkFeature", "CONFIG_SIZE", "WRITEBACK")
-
-
-class BlkFeature(enum.IntFlag):
-    """Feature bits 0 to 23 of device type 2, those in use."""
-
-    SEG_MAX = 1 << 2
-    RO = 1 << 5
-    BLK_SIZE = 1 << 6
-    FLUSH = 1 << 9
-    TOPOLOGY = 1 << 10
-    CONFIG_WCE = 1 << 11
-    MQ = 1 << 12
-    DISCARD = 1 << 13
-    WRITE_ZEROES = 1 << 14
-
-
-# capacity, size_max, seg_max, cylinders, heads, sectors, blk_size, physical_block_exp, alignment_offset,
-# min_io_size, opt_io_size, writeback, (pad), num_queues, three of discard, two of write zeroes and may_unmap,
-# (pad), three of secure erase, five of zoned and model, (pad)
-_LAYOUT = struct.Struct("<QIIHBBIBBHIBxHIIIIIB3xIIIIIIIIB3x")
-#: Bytes of the whole space.
-CONFIG_SIZE = _LAYOUT.size
-#: Offset of the only byte that a driver may write.
-WRITEBACK = 32
+__all__ = ("BlkConfig",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +43,31 @@ class BlkConfig:
         return bits
 
     def pack(self, *, writeback: bool) -> bytes:
-        """All 96 bytes, in the little-endian order of virtio 1.
+        """The configuration space, 96 bytes.
 
         :param writeback: whether writes may stay in a volatile cache until a flush.
         """
-        disk = self.disk
-        block, physical = disk.block_size, disk.physical_size
-        discard = write_zeroes = (0, 0, 0)
-        if disk.can_discard:
-            discard = (self.max_discard_sectors, self.max_discard_segments, physical // SECTOR)
-        if not disk.read_only:
-            write_zeroes = (
-                self.max_write_zeroes_sectors,
-                self.max_write_zeroes_segments,
-                int(disk.can_discard),
-            )
-        return _LAYOUT.pack(
-            disk.size // SECTOR,
-            0,  # size_max: no limit
-            self.seg_max,
-            *(0, 0, 0),  # geometry: none
-            block,
-            (physical // block).bit_length() - 1,
-            0,  # alignment_offset: the first block is aligned
-            min(disk.io_min // block, 0xFFFF),
-            disk.io_best // block,
-            writeback,
-            self.num_queues,
-            *discard,
-            *write_zeroes,
-            *(0, 0, 0),  # secure erase: none
-            *(0, 0, 0, 0, 0, 0),  # not zoned
+        disk, block = self.disk, self.disk.block_size
+        space = ConfigSpace(
+            capacity=disk.size // SECTOR,
+            seg_max=self.seg_max,
+            blk_size=block,
+            physical_block_exp=(disk.physical_size // block).bit_length() - 1,
+            min_io_size=min(disk.io_min // block, 0xFFFF),
+            opt_io_size=disk.io_best // block,
+            writeback=writeback,
+            num_queues=self.num_queues,
         )
+        if disk.can_discard:
+            space = space._replace(
+                max_discard_sectors=self.max_discard_sectors,
+                max_discard_seg=self.max_discard_segments,
+                discard_sector_alignment=disk.physical_size // SECTOR,
+            )
+        if not disk.read_only:
+            space = space._replace(
+                max_write_zeroes_sectors=self.max_write_zeroes_sectors,
+                max_write_zeroes_seg=self.max_write_zeroes_segments,
+                write_zeroes_may_unmap=disk.can_discard,
+            )
+        return space.pack()

@@ -14,11 +14,9 @@ from pathlib import Path
 
 from vhost.devices.fallocate import PUNCH_HOLE, ZERO_RANGE, fallocate
 from vhost.errors import DeviceError
+from vhost.virtio.blk import SECTOR
 
-__all__ = ("SECTOR", "Disk")
-
-#: The unit of virtio-blk, whatever the disk's own sector size is.
-SECTOR = 512
+__all__ = ("Disk",)
 
 # ioctls of block devices (linux/fs.h)
 _BLKDISCARD = 0x1277

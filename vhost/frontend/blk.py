@@ -1,85 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Drives a block device (virtio 1.3, 5.2), one request at a time or many in flight."""
 
-import enum
 import errno
-import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
+
+from vhost.virtio.blk import (
+    HEADER,
+    SECTOR,
+    SEGMENT,
+    SERIAL_SIZE,
+    UNMAP,
+    BlkFeature,
+    BlkRequest,
+    BlkStatus,
+    ConfigSpace,
+)
 
 from .frontend import Frontend
 from .ring import Completion, Data
 
-__all__ = ("Blk", "BlkFeature", "SECTOR")
-
-#: Bytes of a sector, the unit of positions whatever the block size.
-SECTOR: Final = 512
+__all__ = ("Blk",)
 
 # The most bytes of one request of read() and write(); longer ones are split.
 _PIECE: Final = 1 << 20
-_HEADER: Final = struct.Struct("<IIQ")
-_RANGE: Final = struct.Struct("<QII")
-_UNMAP: Final = 1
-_SERIAL_SIZE: Final = 20
-
-
-class BlkFeature(enum.IntFlag):
-    """Feature bits of block devices."""
-
-    SIZE_MAX = 1 << 1
-    SEG_MAX = 1 << 2
-    GEOMETRY = 1 << 4
-    RO = 1 << 5
-    BLK_SIZE = 1 << 6
-    FLUSH = 1 << 9
-    TOPOLOGY = 1 << 10
-    CONFIG_WCE = 1 << 11
-    MQ = 1 << 12
-    DISCARD = 1 << 13
-    WRITE_ZEROES = 1 << 14
-
-
-class _Type(enum.IntEnum):
-    IN = 0
-    OUT = 1
-    FLUSH = 4
-    GET_ID = 8
-    DISCARD = 11
-    WRITE_ZEROES = 13
 
 
 # Status byte: what it means, and the errno for it.
-_STATUS: Final = {1: ("IOERR", errno.EIO), 2: ("UNSUPP", errno.ENOTSUP), 0xFF: ("none at all", errno.EIO)}
+_STATUS: Final = {
+    BlkStatus.IOERR: ("IOERR", errno.EIO),
+    BlkStatus.UNSUPP: ("UNSUPP", errno.ENOTSUP),
+    0xFF: ("none at all", errno.EIO),
+}
 
 
-class _Config(NamedTuple):
-    """Configuration space up to write_zeroes_may_unmap; zeroes beyond what the device has."""
-
-    capacity: int
-    size_max: int
-    seg_max: int
-    cylinders: int
-    heads: int
-    sectors: int
-    blk_size: int
-    physical_block_exp: int
-    alignment_offset: int
-    min_io_size: int
-    opt_io_size: int
-    writeback: int
-    num_queues: int
-    max_discard_sectors: int
-    max_discard_seg: int
-    discard_sector_alignment: int
-    max_write_zeroes_sectors: int
-    max_write_zeroes_seg: int
-    write_zeroes_may_unmap: int
-
-
-_CONFIG: Final = struct.Struct("<QIIHBBIBBHIBxHIIIIIB3x")
-# How much of it a device has that lacks the features whose fields come after (config sizes as QEMU asks).
+# How much of the configuration space there is by features: its fields end with those of the last one. QEMU
+# asks for these sizes too.
 _CONFIG_BASIC: Final = 36
 _CONFIG_DISCARD: Final = 48
+_CONFIG_WRITE_ZEROES: Final = 60
 
 
 class Blk:
@@ -99,8 +58,8 @@ class Blk:
         if self.features & BlkFeature.DISCARD:
             size = _CONFIG_DISCARD
         if self.features & BlkFeature.WRITE_ZEROES:
-            size = _CONFIG.size
-        self._config = _Config._make(_CONFIG.unpack(frontend.config(0, size).ljust(_CONFIG.size, b"\0")))
+            size = _CONFIG_WRITE_ZEROES
+        self._config = ConfigSpace.unpack(frontend.config(0, size))
         #: Bytes of the device.
         self.capacity = self._config.capacity * SECTOR
         self.block_size = self._config.blk_size if self.features & BlkFeature.BLK_SIZE else SECTOR
@@ -144,7 +103,7 @@ class Blk:
 
         :raises OSError: the device could not, or does not offer DISCARD.
         """
-        self._ranges(_Type.DISCARD, offset, n, self._config.max_discard_sectors, 0)
+        self._ranges(BlkRequest.DISCARD, offset, n, self._config.max_discard_sectors, 0)
 
     def write_zeroes(self, offset: int, n: int, *, unmap: bool = False) -> None:
         """Write `n` zeroes at `offset`.
@@ -152,15 +111,15 @@ class Blk:
         :param unmap: the device may free the space.
         :raises OSError: the device could not, or does not offer WRITE_ZEROES.
         """
-        flags = _UNMAP if unmap else 0
-        self._ranges(_Type.WRITE_ZEROES, offset, n, self._config.max_write_zeroes_sectors, flags)
+        flags = UNMAP if unmap else 0
+        self._ranges(BlkRequest.WRITE_ZEROES, offset, n, self._config.max_write_zeroes_sectors, flags)
 
     def serial(self) -> str:
         """The device's name, at most 20 characters.
 
         :raises OSError: it has none.
         """
-        token = self._submit(_Type.GET_ID, 0, [], [_SERIAL_SIZE], "serial")
+        token = self._submit(BlkRequest.GET_ID, 0, [], [SERIAL_SIZE], "serial")
         return self.wait(token).split(b"\0", 1)[0].decode("ascii", "backslashreplace")
 
     # ---- many in flight ------------------------------------------------------------------------------------
@@ -173,18 +132,18 @@ class Blk:
     def submit_read(self, offset: int, n: int) -> int:
         """Start to read; waits for room when the ring is full. Returns a token."""
         sizes = [min(self._segment, n - at) for at in range(0, n, self._segment)]
-        return self._submit(_Type.IN, _sector(offset, n), [], sizes, f"read of {n} bytes at {offset}")
+        return self._submit(BlkRequest.IN, _sector(offset, n), [], sizes, f"read of {n} bytes at {offset}")
 
     def submit_write(self, offset: int, data: Data) -> int:
         """Start to write a copy of `data`; waits for room when the ring is full. Returns a token."""
         view = memoryview(data).cast("B")
         parts = [view[at : at + self._segment] for at in range(0, len(view), self._segment)]
         what = f"write of {len(view)} bytes at {offset}"
-        return self._submit(_Type.OUT, _sector(offset, len(view)), parts, [], what)
+        return self._submit(BlkRequest.OUT, _sector(offset, len(view)), parts, [], what)
 
     def submit_flush(self) -> int:
         """Start to flush; waits for room when the ring is full. Returns a token."""
-        return self._submit(_Type.FLUSH, 0, [], [], "flush")
+        return self._submit(BlkRequest.FLUSH, 0, [], [], "flush")
 
     def wait(self, token: int) -> bytes:
         """Wait for a request: the bytes read, ``b""`` for others.
@@ -205,11 +164,11 @@ class Blk:
     # ---- below ---------------------------------------------------------------------------------------------
 
     def _submit(
-        self, kind: _Type, sector: int, readable: list[memoryview], writable: list[int], what: str
+        self, kind: BlkRequest, sector: int, readable: list[memoryview], writable: list[int], what: str
     ) -> int:
         if max(len(readable), len(writable)) > self._segments:
             raise ValueError(f"{what}: one request of this device has at most {self._piece} bytes")
-        chain: list[Data] = [_HEADER.pack(kind, 0, sector), *readable]
+        chain: list[Data] = [HEADER.pack(kind, 0, sector), *readable]
         while True:
             try:
                 token = self._queue.submit(chain, [*writable, 1])
@@ -240,14 +199,14 @@ class Blk:
                 self._queue.drop(token)
             raise
 
-    def _ranges(self, kind: _Type, offset: int, n: int, limit: int, flags: int) -> None:
+    def _ranges(self, kind: BlkRequest, offset: int, n: int, limit: int, flags: int) -> None:
         first, count = _sector(offset, n), n // SECTOR
         step = min(limit or count, 0xFFFF_FFFF)
 
         def submits() -> Iterator[int]:
             for sector in range(first, first + count, step):
                 sectors = min(step, first + count - sector)
-                data = memoryview(_RANGE.pack(sector, sectors, flags))
+                data = memoryview(SEGMENT.pack(sector, sectors, flags))
                 what = f"{kind.name} of {sectors * SECTOR} bytes at {sector * SECTOR}"
                 yield self._submit(kind, 0, [data], [], what)
 
