@@ -29,7 +29,6 @@ from .features import (
     GpuProtocolFeature,
     ProtocolFeature,
     VirtioFeature,
-    unmet,
 )
 from .frontend_messages import (
     AddMemReg,
@@ -130,7 +129,6 @@ __all__ = (
     "ProtocolFeature",
     "GpuProtocolFeature",
     "REQUIRES",
-    "unmet",
     "Channel",
     "Side",
     "HEADER_SIZE",

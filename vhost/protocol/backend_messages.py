@@ -27,7 +27,7 @@ __all__ = (
     "ShmemUnmap",
 )
 
-_IOMMU = Gate(protocol=F.BACKEND_REQ, virtio=VirtioFeature.ACCESS_PLATFORM)
+_IOMMU = Gate(protocol=int(F.BACKEND_REQ), virtio=int(VirtioFeature.ACCESS_PLATFORM))
 
 
 class BackendMessage(Message):

@@ -21,6 +21,8 @@ from .terms import Terms
 
 __all__ = ("Connection",)
 
+_REPLY, _NEED_REPLY = int(Flag.REPLY), int(Flag.NEED_REPLY)
+_REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _BY_BACKEND = ProtocolFeature.BACKEND_SEND_FD
 
 
@@ -31,10 +33,11 @@ class _Term:
         self._name = name
 
     def __get__(self, connection: "Connection", owner: "type[Connection]") -> int:
-        return int(getattr(connection.terms, self._name))
+        value: int = getattr(connection.terms, self._name)
+        return value
 
     def __set__(self, connection: "Connection", value: int) -> None:
-        setattr(connection.terms, self._name, value)
+        setattr(connection.terms, self._name, int(value))
 
 
 class Connection:
@@ -96,6 +99,11 @@ class Connection:
         """How many bytes to ask for in the next read: a hint, between 4 KiB and 256 KiB."""
         return min(max(self._framer.missing, 4096), 256 << 10)
 
+    @property
+    def pending(self) -> int:
+        """How many requests of ours still wait for their answer."""
+        return len(self._pending)
+
     def next_event(self) -> Event | None:
         """What has arrived, in order; None if more has to be read first.
 
@@ -125,11 +133,11 @@ class Connection:
     def _request(self, frame: Frame) -> Request | Rejected:
         code, flags, _ = frame.header
         kind = self._messages.get(code)
-        acked = bool(flags & Flag.NEED_REPLY) and self._acks
+        acked = bool(flags & _NEED_REPLY) and self._acks
         try:
             if kind is None:
                 raise RemoteProtocolError(f"request {code} on the socket for {self.channel.label} is unknown")
-            if reason := kind.gate.closed(self.terms):
+            if kind.gate is not None and (reason := kind.gate.closed(self.terms)):
                 raise RemoteProtocolError(f"{kind.name} is not allowed: {reason}")
             message = kind.decode(frame.payload, self.terms)
             least, most = message.fd_range()
@@ -140,13 +148,16 @@ class Connection:
                 rule = ReplyRule.NEVER if self.channel is Channel.GPU else ReplyRule.ACK
                 return Rejected(code, f"request {code}", acked, error, None, rule)
             return Rejected(code, kind.name, acked and kind.reply is ReplyRule.ACK, error, kind, kind.reply)
-        before = replace(self.terms)
-        message.settle(self.terms)
+        before = None
+        if kind.settle is not Message.settle:
+            before = replace(self.terms)
+            message.settle(self.terms)
         rule = message.rule(self.terms)
         # A request that itself brings REPLY_ACK is acknowledged, as every known back-end does.
-        acked = bool(flags & Flag.NEED_REPLY) and (acked or self._acks)
+        acked = bool(flags & _NEED_REPLY) and (acked or self._acks)
         request = Request(message, acked and rule is ReplyRule.ACK, rule, _fds=frame.fds)
-        self._undo = request, before
+        if before is not None:
+            self._undo = request, before
         return request
 
     def _reply(self, frame: Frame) -> Reply:
@@ -191,14 +202,7 @@ class Connection:
 
     @property
     def _acks(self) -> bool:
-        return self.channel is not Channel.GPU and bool(
-            self.terms.protocol_features & ProtocolFeature.REPLY_ACK
-        )
-
-    @property
-    def pending(self) -> int:
-        """How many requests of ours still wait for their answer."""
-        return len(self._pending)
+        return self.channel is not Channel.GPU and bool(self.terms.protocol_features & _REPLY_ACK)
 
     # ---- sending -------------------------------------------------------------------------------------------
 
@@ -217,7 +221,7 @@ class Connection:
         self._check_open(Side.REQUESTER, "send requests")
         if message.channel is not self.channel:
             raise LocalProtocolError(f"{message.name} is not for the socket for {self.channel.label}")
-        if reason := message.gate.closed(self.terms):
+        if message.gate is not None and (reason := message.gate.closed(self.terms)):
             raise LocalProtocolError(f"{message.name} may not be sent: {reason}")
         try:
             self._check_fds(message.name, len(fds), *message.fd_range())
@@ -228,7 +232,7 @@ class Connection:
             raise LocalProtocolError(f"{message.name} cannot ask for a reply: REPLY_ACK is not negotiated")
         if need_reply is None:
             need_reply = rule is ReplyRule.ACK and self._acks and message.asks_ack
-        data = self._pack(message.request, Flag.NEED_REPLY if need_reply else 0, message, None)
+        data = self._pack(message.request, _NEED_REPLY if need_reply else 0, message, None)
         if need_reply or rule in (ReplyRule.VALUE, ReplyRule.STATUS):
             self._pending.append((message, rule))
         message.settle(self.terms)
@@ -285,9 +289,9 @@ class Connection:
             raise LocalProtocolError(f"{request} has been answered")
         if isinstance(request, Request):
             message: Message | None = request.message if request.rule is ReplyRule.VALUE else None
-            data = self._pack(request.message.request, Flag.REPLY, value, message)
+            data = self._pack(request.message.request, _REPLY, value, message)
         else:
-            data = self._pack(request.request, Flag.REPLY, value, None)
+            data = self._pack(request.request, _REPLY, value, None)
         request.answered = True
         return data
 

@@ -8,7 +8,7 @@ socket. Bits of a single device type (virtio bits 0-23 and 50 up) are the device
 import enum
 from types import MappingProxyType
 
-__all__ = ("VirtioFeature", "ProtocolFeature", "GpuProtocolFeature", "REQUIRES", "unmet")
+__all__ = ("VirtioFeature", "ProtocolFeature", "GpuProtocolFeature", "REQUIRES")
 
 
 class VirtioFeature(enum.IntFlag):
@@ -77,16 +77,3 @@ REQUIRES = MappingProxyType(
         _F.GET_VRING_BASE_SKIP_DRAIN: _F.INFLIGHT_SHMFD | _F.GET_VRING_BASE_INFLIGHT,
     }
 )
-
-
-def unmet(features: int) -> dict[ProtocolFeature, ProtocolFeature]:
-    """What is missing from a set of protocol features.
-
-    :param features: protocol features, as negotiated.
-    :returns: for each feature in the set that needs others: those that are not there.
-    """
-    return {
-        feature: needs & ~ProtocolFeature(features)
-        for feature, needs in REQUIRES.items()
-        if feature & features and needs & ~features
-    }

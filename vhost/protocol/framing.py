@@ -15,6 +15,7 @@ from .header import HEADER_SIZE, Channel, Flag, Header, Side
 
 __all__ = ("Frame", "Framer")
 
+_REPLY = int(Flag.REPLY)
 _UNKNOWN = Header(0, 0, 0)
 
 
@@ -122,7 +123,7 @@ class Framer:
             raise RemoteProtocolError(
                 f"{where} claims {header.size} bytes of payload, the limit is {self._max_payload}"
             )
-        if bool(header.flags & Flag.REPLY) is not self._replies:
+        if bool(header.flags & _REPLY) is not self._replies:
             raise RemoteProtocolError(f"{where} has the reply flag {'clear' if self._replies else 'set'}")
 
     def close(self) -> None:

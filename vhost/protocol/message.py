@@ -136,7 +136,7 @@ class Message(Payload):
     reply: ClassVar[ReplyRule] = ReplyRule.ACK
     reply_type: ClassVar[type[Payload]] = U64
     reply_fds: ClassVar[tuple[int, int]] = (0, 0)
-    gate: ClassVar[Gate] = Gate()
+    gate: ClassVar[Gate | None] = None
     asks_ack: ClassVar[bool] = True  # whether to set NEED_REPLY where it means something
 
     def fd_range(self) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from .quirks import Quirks
 
 __all__ = ("Terms", "Gate")
 
+_XEN_MMAP = int(ProtocolFeature.XEN_MMAP)
+
 
 @dataclass(slots=True)
 class Terms:
@@ -25,44 +27,42 @@ class Terms:
     @property
     def xen(self) -> bool:
         """Whether memory regions carry the two Xen fields."""
-        return bool(self.protocol_features & ProtocolFeature.XEN_MMAP)
-
-
-_NO_PROTOCOL = ProtocolFeature(0)
-_NO_VIRTIO = VirtioFeature(0)
+        return bool(self.protocol_features & _XEN_MMAP)
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What has to be negotiated before a message may be sent.
+    """What has to be negotiated before a message may be sent; plain integers, for speed.
 
     :param protocol: protocol features that must all be negotiated.
     :param virtio: virtio features that must all be negotiated.
     :param offered: virtio features the back-end must have offered.
     :param without: protocol features of which none may be negotiated.
+    :param kind: what names the bits of *protocol*.
     """
 
-    protocol: ProtocolFeature | GpuProtocolFeature = _NO_PROTOCOL
-    virtio: VirtioFeature = _NO_VIRTIO
-    offered: VirtioFeature = _NO_VIRTIO
-    without: ProtocolFeature = _NO_PROTOCOL
+    protocol: int = 0
+    virtio: int = 0
+    offered: int = 0
+    without: int = 0
+    kind: type[ProtocolFeature] | type[GpuProtocolFeature] = ProtocolFeature
 
     @classmethod
     def of(cls, feature: ProtocolFeature | GpuProtocolFeature) -> Self:
-        """The gate of one feature and of those it requires."""
+        """The gate of a feature, or several, and of those they require."""
         if isinstance(feature, ProtocolFeature):
             for one, needs in REQUIRES.items():
                 feature |= needs if one in feature else ProtocolFeature(0)
-        return cls(protocol=feature)
+        return cls(protocol=int(feature), kind=type(feature))
 
     def closed(self, terms: Terms) -> str:
         """Why the message may not be sent under *terms*; empty if it may."""
-        if self.protocol & ~terms.protocol_features:
-            return f"{type(self.protocol)(self.protocol & ~terms.protocol_features)!r} is not negotiated"
-        if self.virtio & ~terms.features:
-            return f"{VirtioFeature(self.virtio & ~terms.features)!r} is not negotiated"
-        if self.offered & ~terms.offered_features:
-            return f"{VirtioFeature(self.offered & ~terms.offered_features)!r} is not offered"
-        if self.without & terms.protocol_features:
-            return f"{self.without!r} is negotiated, which excludes it"
+        if missing := self.protocol & ~terms.protocol_features:
+            return f"{self.kind(missing)!r} is not negotiated"
+        if missing := self.virtio & ~terms.features:
+            return f"{VirtioFeature(missing)!r} is not negotiated"
+        if missing := self.offered & ~terms.offered_features:
+            return f"{VirtioFeature(missing)!r} is not offered"
+        if excess := self.without & terms.protocol_features:
+            return f"{ProtocolFeature(excess)!r} is negotiated, which excludes it"
         return ""

@@ -5,7 +5,6 @@ from typing import Self
 
 from vhost.errors import RemoteProtocolError
 from vhost.protocol.features import ProtocolFeature as F
-from vhost.protocol.features import VirtioFeature
 from vhost.protocol.message import Payload, message
 from vhost.protocol.payloads import ConfigReply, CryptoSession, decode_config, encode_config
 from vhost.protocol.terms import Gate, Terms
@@ -21,7 +20,7 @@ __all__ = (
     "NetSetMtu",
 )
 
-_VIRTIO_NET_F_MTU = VirtioFeature(1 << 3)
+_VIRTIO_NET_F_MTU = 1 << 3
 
 
 @message(24, "GET_CONFIG", reply=ConfigReply, gate=F.CONFIG)
@@ -108,7 +107,7 @@ class SendRarp(FrontendMessage):
     mac: bytes
 
 
-@message(20, "NET_SET_MTU", "Q", gate=Gate(protocol=F.MTU, virtio=_VIRTIO_NET_F_MTU))
+@message(20, "NET_SET_MTU", "Q", gate=Gate(protocol=int(F.MTU), virtio=_VIRTIO_NET_F_MTU))
 class NetSetMtu(FrontendMessage):
     """Tells a network back-end the MTU."""
 

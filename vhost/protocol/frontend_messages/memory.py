@@ -23,6 +23,8 @@ __all__ = (
     "GetSharedObject",
 )
 
+_IOMMU = Gate(virtio=int(VirtioFeature.ACCESS_PLATFORM))
+
 
 @message(5, "SET_MEM_TABLE", fds=(0, 32))
 class SetMemTable(FrontendMessage):
@@ -81,7 +83,9 @@ class RemMemReg(_OneRegion):
         return 1 if terms.quirks.rem_mem_reg_fd else 0
 
 
-@message(22, "IOTLB_MSG", "QQQBB6x", reply=ReplyRule.STATUS, gate=Gate(virtio=VirtioFeature.ACCESS_PLATFORM))
+@message(
+    22, "IOTLB_MSG", "QQQBB6x", reply=ReplyRule.STATUS, gate=Gate(virtio=int(VirtioFeature.ACCESS_PLATFORM))
+)
 class IotlbMsg(FrontendMessage):
     """Updates or invalidates an IOTLB entry: *perm* is IotlbPerm, *type* IotlbType."""
 

@@ -22,7 +22,7 @@ __all__ = (
     "CheckDeviceState",
 )
 
-_POSTCOPY = Gate(protocol=F.PAGEFAULT, without=F.CONFIGURE_MEM_SLOTS)
+_POSTCOPY = Gate(protocol=int(F.PAGEFAULT), without=int(F.CONFIGURE_MEM_SLOTS))
 
 
 @message(6, "SET_LOG_BASE", "QQ", fds=1, reply=LogBase, gate=F.LOG_SHMFD)

@@ -25,7 +25,7 @@ __all__ = (
     "GetStatus",
 )
 
-_OFFERED = Gate(offered=VirtioFeature.PROTOCOL_FEATURES)
+_OFFERED = Gate(offered=int(VirtioFeature.PROTOCOL_FEATURES))
 
 
 @message(1, "GET_FEATURES", reply=U64)
@@ -34,7 +34,7 @@ class GetFeatures(FrontendMessage):
 
     def settle_reply(self, value: Payload, terms: Terms) -> None:
         if isinstance(value, U64):
-            terms.offered_features = value.value
+            terms.offered_features = int(value.value)
 
 
 @message(2, "SET_FEATURES", "Q")
@@ -44,7 +44,7 @@ class SetFeatures(FrontendMessage):
     features: int
 
     def settle(self, terms: Terms) -> None:
-        terms.features = self.features
+        terms.features = int(self.features)
 
 
 @message(3, "SET_OWNER")
@@ -73,7 +73,7 @@ class GetProtocolFeatures(FrontendMessage):
 
     def settle_reply(self, value: Payload, terms: Terms) -> None:
         if isinstance(value, U64):
-            terms.offered_protocol_features = value.value
+            terms.offered_protocol_features = int(value.value)
 
 
 @message(16, "SET_PROTOCOL_FEATURES", "Q", gate=_OFFERED)
@@ -92,7 +92,7 @@ class SetProtocolFeatures(FrontendMessage):
         return self.layout.pack(_shmem_out(self.features, terms))
 
     def settle(self, terms: Terms) -> None:
-        terms.protocol_features = self.features
+        terms.protocol_features = int(self.features)
 
 
 def _shmem_in(features: int, terms: Terms) -> int:

@@ -101,7 +101,7 @@ class SetVringErr(_VringFd):
     """Sets what the device signals when a ring is broken."""
 
 
-@message(18, "SET_VRING_ENABLE", "II", gate=Gate(virtio=VirtioFeature.PROTOCOL_FEATURES))
+@message(18, "SET_VRING_ENABLE", "II", gate=Gate(virtio=int(VirtioFeature.PROTOCOL_FEATURES)))
 class SetVringEnable(FrontendMessage):
     """Enables a ring with *num* 1, disables it with 0."""
 
