@@ -56,9 +56,9 @@ class Quirks:
     )
     rem_mem_reg_fd: bool = _row(
         True,
-        peer="some front-ends",
+        peer="older QEMU front-ends",
         differs="REM_MEM_REG comes with a descriptor",
-        source="rv backend_req_handler.rs:946 (refuses it), lvu (closes it)",
+        source="rv backend_req_handler.rs:946 refuses it; lvu vu_rem_mem_reg takes at most one",
         action="write none, read one and close it",
     )
     log_base_reply: bool = _row(
@@ -77,7 +77,7 @@ class Quirks:
     )
     shared_object_echo: bool = _row(
         True,
-        peer="lvu, rust-vmm",
+        peer="lvu",
         differs="the answer to GET_SHARED_OBJECT repeats the UUID; the specification names no payload",
         source="lvu vu_get_shared_object; vhost-user.rst «VHOST_USER_GET_SHARED_OBJECT»",
         action="write the UUID, read any size; the descriptor tells success",
