@@ -12,7 +12,7 @@ from tests.backend.serving import Serving
 
 
 @pytest.fixture(params=["threads", "asyncio"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
+def server(unix_build: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
     before = footprint()
     with Serving(Echo(), request.param, tmp_path / "socket") as serving:
         yield serving

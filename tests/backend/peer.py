@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from vhost.io import recv_fds, send_fds
 from vhost.protocol import (
@@ -70,12 +71,17 @@ def readable(fd: int, timeout: float = TIMEOUT) -> bool:
 
 
 class DriverRing:
-    """One ring of the peer: its memory, its eventfds, and its driver."""
+    """One ring of the peer: its memory, its eventfds, and its driver.
 
-    def __init__(self, peer: "Peer", index: int, size: int) -> None:
+    :param table_len: entries of each indirect table, 0 for direct chains.
+    """
+
+    def __init__(self, peer: "Peer", index: int, size: int, table_len: int = 0) -> None:
         self.peer, self.index, self.size = peer, index, size
         self.layout = RingLayout(size)
         self.offset = index * RING_STRIDE
+        self.data = DATA + index * 0x20000
+        self._answers: dict[int, int] = {}  # places of answers, by head; by hand, chains use the first
         self.kick, self.call, self.err = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(3))
         self.driver = DriverQueue(
             self.layout,
@@ -83,17 +89,23 @@ class DriverRing:
             self.memory(0x1000, self.layout.avail),
             self.memory(0x2000, self.layout.used),
             event_idx=bool(peer.connection.features & VirtioFeature.RING_EVENT_IDX),
+            tables=self.memory(0x3000, 16 * size * table_len) if table_len else None,
+            tables_gpa=peer.gpa + self.offset + 0x3000,
+            table_len=table_len,
         )
 
     def memory(self, offset: int, size: int) -> memoryview:
-        """A part of the ring's memory; 0 descriptors, 0x1000 avail, 0x2000 used."""
+        """A part of the ring's memory; 0 descriptors, 0x1000 avail, 0x2000 used, 0x3000 indirect tables."""
         return self.peer.view[self.offset + offset : self.offset + offset + size]
 
-    def add(self, data: bytes, room: int) -> int:
-        """Queue a request, in buffers of its own, and show it to the device; no kick."""
-        place = DATA + self.index * 0x20000
-        head = self.driver.add([(GPA + place, len(data))] if data else [], [(GPA + place + 0x10000, room)])
+    def add(self, data: bytes, room: int, *, page: int = 0) -> int:
+        """Queue a request, in buffers of its own from a page on, and show it to the device; no kick."""
+        place = self.data + page * 0x1000
+        answer = place + 0x10000
+        gpa = self.peer.gpa
+        head = self.driver.add([(gpa + place, len(data))] if data else [], [(gpa + answer, room)])
         assert head >= 0
+        self._answers[head] = answer
         self.peer.view[place : place + len(data)] = data
         self.driver.publish()
         return head
@@ -104,12 +116,12 @@ class DriverRing:
 
     def answer(self) -> bytes:
         """Wait for one used chain; what the device wrote."""
-        place = DATA + self.index * 0x20000 + 0x10000
         while not (used := self.driver.poll(1)):
             if not self.driver.calls_on():
                 assert readable(self.call), f"ring {self.index}: no call"
                 os.eventfd_read(self.call)
-        ((_, written),) = used
+        ((head, written),) = used
+        place = self._answers.pop(head, self.data + 0x10000)
         return bytes(self.peer.view[place : place + written])
 
     def request(self, data: bytes, room: int = 64) -> bytes:
@@ -127,16 +139,23 @@ class DriverRing:
 class Peer:
     """Speaks raw vhost-user on a connected socket; every read has a time limit."""
 
+    gpa, user = GPA, USER
+
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.sock.settimeout(TIMEOUT)
         self.connection = Connection(Channel.FRONTEND, Side.REQUESTER)
-        self.ram = os.memfd_create("peer-ram", os.MFD_CLOEXEC)
-        os.ftruncate(self.ram, RAM_SIZE)
+        self.ram = self.memory()
         self.view = memoryview(mmap.mmap(self.ram, RAM_SIZE))
         self.rings: list[DriverRing] = []
 
-    def __enter__(self) -> "Peer":
+    def memory(self) -> int:
+        """A file with the guest's memory; closed with the peer."""
+        fd = os.memfd_create("peer-ram", os.MFD_CLOEXEC)
+        os.ftruncate(fd, RAM_SIZE)
+        return fd
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -211,12 +230,12 @@ class Peer:
         self.do(SetMemTable((self.region(),)), [self.ram])
 
     def addresses(self, ring: DriverRing) -> SetVringAddr:
-        place = USER + ring.offset
+        place = self.user + ring.offset
         return SetVringAddr(ring.index, 0, place, place + 0x2000, place + 0x1000, 0)
 
-    def ring(self, index: int = 0, size: int = 16) -> DriverRing:
+    def ring(self, index: int = 0, size: int = 16, table_len: int = 0) -> DriverRing:
         """A ring in our memory that the back-end has not heard of."""
-        ring = DriverRing(self, index, size)
+        ring = DriverRing(self, index, size, table_len)
         self.rings.append(ring)
         return ring
 

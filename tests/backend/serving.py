@@ -5,11 +5,15 @@ import asyncio
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import vhost
 from tests.backend.peer import TIMEOUT, Lines, Peer, footprint
 from vhost.backend import Stop
+
+P = TypeVar("P", bound=Peer)
 
 
 class Serving:
@@ -31,11 +35,11 @@ class Serving:
         except BaseException as error:
             self._failure = error
 
-    def connect(self) -> Peer:
+    def connect(self, kind: Callable[[socket.socket], P] = Peer) -> P:
         """A new front-end; only one is served at a time."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(str(self.path))
-        return Peer(sock)
+        return kind(sock)
 
     def settled(self, connections: int) -> object:
         """What the process holds once `connections` in all have ended."""

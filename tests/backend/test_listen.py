@@ -122,6 +122,7 @@ def test_descriptor_must_be_a_unix_stream_socket() -> None:
         Source(sock=socket.socket(socket.AF_INET, socket.SOCK_STREAM))
 
 
+@pytest.mark.usefixtures("unix_build")
 @pytest.mark.parametrize("as_fd", [True, False])
 def test_connected_socket_is_served_until_its_peer_goes(as_fd: bool) -> None:
     ours, theirs = socket.socketpair()
@@ -134,6 +135,7 @@ def test_connected_socket_is_served_until_its_peer_goes(as_fd: bool) -> None:
     assert not server.is_alive()
 
 
+@pytest.mark.usefixtures("unix_build")
 def test_listening_descriptor_is_accepted_from(tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(tmp_path / "socket"))
@@ -152,6 +154,7 @@ def test_listening_descriptor_is_accepted_from(tmp_path: Path) -> None:
     assert (tmp_path / "socket").exists()  # not ours to remove
 
 
+@pytest.mark.usefixtures("unix_build")
 def test_socket_from_systemd_and_sigterm(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(tmp_path / "socket"))

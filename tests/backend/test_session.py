@@ -11,6 +11,7 @@ from tests.backend.peer import FEATURES, GPA, PROTOCOL_FEATURES, RAM_SIZE, USER,
 from vhost.backend.ring import Ring
 from vhost.backend.session import Session
 from vhost.protocol import (
+    U64,
     Channel,
     Connection,
     GetConfig,
@@ -19,6 +20,7 @@ from vhost.protocol import (
     GetVringBase,
     MemoryRegion,
     Message,
+    ProtocolFeature,
     RemMemReg,
     Reply,
     ResetDevice,
@@ -63,8 +65,8 @@ class Rig:
         self.ram = os.memfd_create("rig")
         os.ftruncate(self.ram, RAM_SIZE)
 
-    def ask(self, message: Message, fds: Sequence[int] = ()) -> Reply:
-        data, riding = self.connection.send(message, fds)
+    def ask(self, message: Message, fds: Sequence[int] = (), *, need_reply: bool | None = None) -> Reply:
+        data, riding = self.connection.send(message, fds, need_reply=need_reply)
         (output,) = self.session.feed(data, [os.dup(fd) for fd in riding])
         self.connection.receive(*output)
         reply = self.connection.next_event()
@@ -86,7 +88,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig() -> Iterator[Rig]:
+def rig(unix_build: None) -> Iterator[Rig]:
     before = footprint()
     rig = Rig()
     rig.ask(GetFeatures())
@@ -152,6 +154,17 @@ def test_a_table_that_is_refused_changes_nothing(rig: Rig) -> None:
     assert rig.ask(SetMemTable((bad,)), [rig.ram]).code != 0
     assert Runner.running == [0]
     assert [region.spec.size for region in rig.session.memory.table.regions] == [RAM_SIZE]
+
+
+def test_memory_of_xen_guests_is_not_for_this_build(rig: Rig) -> None:
+    offer = rig.ask(GetProtocolFeatures()).value
+    assert isinstance(offer, U64)
+    assert not offer.value & ProtocolFeature.XEN_MMAP
+    assert (
+        rig.ask(SetProtocolFeatures(PROTOCOL_FEATURES | ProtocolFeature.XEN_MMAP), need_reply=True).code != 0
+    )
+    rig.connection.protocol_features = PROTOCOL_FEATURES
+    assert rig.ask(SetMemTable((REGION,)), [rig.ram]).code == 0  # regions are what they were
 
 
 @pytest.mark.parametrize("hook", ["start", "negotiated", "config"])

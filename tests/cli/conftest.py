@@ -5,15 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from vhost.mem import SELECTED
-
-
-@pytest.fixture
-def unix_build() -> None:
-    """For tests in which a front-end shares memory with a daemon."""
-    if SELECTED != "unix":
-        pytest.skip("guest memory of a Xen guest needs a Xen guest")
-
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:

@@ -15,7 +15,7 @@ from vhost.devices.blk import Blk as BlkDevice
 from vhost.frontend import Blk, Rng
 from vhost.virtqueue import Chain
 
-pytestmark = pytest.mark.usefixtures("no_leaks", "files_are_mapped")
+pytestmark = pytest.mark.usefixtures("no_leaks", "unix_build")
 
 SIZE = 8 << 20
 

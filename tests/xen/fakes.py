@@ -23,6 +23,17 @@ SOURCES = Path(__file__).parent / "fake"
 LIBRARIES = ("xengnttab", "xenforeignmemory")
 
 
+class Call(ctypes.Structure):
+    """One successful map or unmap of grants, see tests/xen/fake/xengnttab.c."""
+
+    _fields_ = [
+        ("ref", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
+        ("prot", ctypes.c_int32),
+        ("watched", ctypes.c_uint32),
+    ]
+
+
 class FakeGnttab(ctypes.Structure):
     """``struct fake_gnttab``, see tests/xen/fake/xengnttab.c for what each field means."""
 
@@ -43,6 +54,9 @@ class FakeGnttab(ctypes.Structure):
         ("prot", ctypes.c_int32),
         ("count", ctypes.c_uint32),
         ("bad", ctypes.c_uint32),
+        ("calls", ctypes.c_uint32),
+        ("watch", ctypes.c_int64),
+        ("call", Call * 256),
     ]
 
 

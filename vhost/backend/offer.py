@@ -6,7 +6,7 @@ from vhost.errors import DeviceError, ProtocolError
 from vhost.mem import Memory
 from vhost.protocol import ProtocolFeature, VirtioFeature
 
-__all__ = ("check_device", "offered_only", "protocol_features", "virtio_features")
+__all__ = ("check_device", "check_xen", "offered_only", "protocol_features", "virtio_features")
 
 # The index of a ring in a message that carries a descriptor has 8 bits.
 _MAX_QUEUES = 256
@@ -42,6 +42,20 @@ def offered_only(features: int, offer: int) -> int:
     if extra := features & ~offer:
         raise ProtocolError(f"the bits {extra:#x} were not offered; the offer is {offer:#x}")
     return features
+
+
+def check_xen(features: int, what: str) -> None:
+    """Refuse what the Xen build cannot do without XEN_MMAP; the other build does not offer it.
+
+    :param features: protocol features; :param what: what needs XEN_MMAP among them.
+    :raises ProtocolError: it is not, with the ways out.
+    """
+    if Memory.uses_xen and not features & ProtocolFeature.XEN_MMAP:
+        raise ProtocolError(
+            f"{what} without XEN_MMAP ({ProtocolFeature.XEN_MMAP:#x}): this is the Xen build of vhost, which "
+            f"maps memory of Xen guests only; use a front-end that negotiates XEN_MMAP, or pip uninstall "
+            f"vhost-xen for guests whose memory comes as files"
+        )
 
 
 def check_device(device: Device) -> None:

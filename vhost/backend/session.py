@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vhost.backend.addresses import RingAddresses
-from vhost.backend.offer import offered_only, protocol_features, virtio_features
+from vhost.backend.offer import check_xen, offered_only, protocol_features, virtio_features
 from vhost.backend.ring import Ring, Runner
 from vhost.devices.device import Device
 from vhost.errors import ProtocolError, VhostError
@@ -162,6 +162,7 @@ class Session:
     @_handles(fe.SetProtocolFeatures, before_owner=True)
     def _set_protocol_features(self, message: fe.SetProtocolFeatures, request: Request) -> None:
         features = offered_only(message.features, protocol_features(self.device))
+        check_xen(features, "protocol features")
         log.info("%s: protocol features %#x negotiated", self.device.name, features)
 
     @_handles(fe.GetQueueNum, before_owner=True)
@@ -191,6 +192,8 @@ class Session:
 
     @_handles(fe.SetMemTable)
     def _set_mem_table(self, message: fe.SetMemTable, request: Request) -> None:
+        # The messages about single regions need a feature that the Xen build does not offer.
+        check_xen(self._connection.protocol_features, "guest memory")
         specs = [_spec(region) for region in message.regions]
         with self._memory_changed():
             self.memory.replace(list(zip(specs, request.take_fds(), strict=True)))

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 
 from vhost._core import ffi, lib
-from vhost.errors import VirtqueueError
+from vhost.errors import GuestMemoryError, VirtqueueError
 from vhost.mem import GuestMemory, RingAccess, Table
 from vhost.virtqueue.batch import Batch
 from vhost.virtqueue.chain import Chain
@@ -188,6 +188,26 @@ class Queue:
         self._table = Table()
 
     def _map(self, batch: Batch) -> int:
+        try:
+            n = self._map_all(batch)
+        except GuestMemoryError as error:
+            self._put_back(batch)
+            if len(batch) == 1:
+                raise VirtqueueError(f"queue {self.index}: {error}") from error
+        else:
+            if n < 0:
+                self._put_back(batch)
+            return n
+        # One grant of many is bad, or they are too many for one call: one chain now, so up to the bad one.
+        n = lib.vh_pop(self._q, batch.cdata, 1)
+        return self._map(batch) if n > 0 and batch.cdata.n_defer else n
+
+    def _put_back(self, batch: Batch) -> None:
+        # What was popped and cannot be served is on the ring still.
+        self._q.next_avail = (self._q.next_avail - len(batch)) & 0xFFFF
+        self._q.popped -= len(batch)
+
+    def _map_all(self, batch: Batch) -> int:
         # Buffers in grant regions, all of the batch in one call; before them their indirect tables.
         assert self._table is not None
         b, n = batch.cdata, len(batch)
@@ -197,7 +217,7 @@ class Queue:
                 for table, address in zip(tables, mapped.addresses, strict=True):
                     table.host = ffi.cast("void *", address)
                 n = lib.vh_expand(self._q, b)
-        if n > 0:
+        if n > 0 and b.n_defer:
             wants = [b.defer[i] for i in range(b.n_defer)]
             batch.mapped = self._memory.map_deferred(
                 self._table, [(want.gpa, want.len, bool(want.write)) for want in wants]

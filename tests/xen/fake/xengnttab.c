@@ -8,9 +8,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define PAGE 4096
 #define LIVE 1024
+#define CALLS 256
 
 struct fake_gnttab {
     int32_t memory;     /* file with the guest's pages, -1: no Xen here */
@@ -29,13 +31,34 @@ struct fake_gnttab {
     int32_t prot;   /* of the last map */
     uint32_t count; /* of the last map */
     uint32_t bad;   /* unmaps of what was not mapped so */
+    uint32_t calls; /* the first CALLS successful maps and unmaps, in their order */
+    int64_t watch;  /* place in the file of 16 bits that each of them notes */
+    struct {
+        uint32_t ref; /* the first one */
+        uint32_t count;
+        int32_t prot; /* -1: unmapped */
+        uint32_t watched;
+    } call[CALLS];
 };
 
 struct fake_gnttab fake_gnttab = {.memory = -1, .domid = -1};
 static struct {
     void *start;
+    uint32_t ref;
     uint32_t count;
 } live[LIVE];
+
+static void note(uint32_t ref, uint32_t count, int prot)
+{
+    uint16_t watched = 0;
+
+    if (fake_gnttab.calls == CALLS || pread(fake_gnttab.memory, &watched, 2, fake_gnttab.watch) < 0)
+        return;
+    fake_gnttab.call[fake_gnttab.calls].ref = ref;
+    fake_gnttab.call[fake_gnttab.calls].count = count;
+    fake_gnttab.call[fake_gnttab.calls].prot = prot;
+    fake_gnttab.call[fake_gnttab.calls++].watched = watched;
+}
 
 void *xengnttab_open(void *logger, unsigned int flags)
 {
@@ -92,11 +115,13 @@ void *xengnttab_map_grant_refs(void *handle, uint32_t count, uint32_t *domids, u
             MAP_FAILED)
             return NULL;
     live[slot].start = start;
+    live[slot].ref = refs[0];
     live[slot].count = count;
     f->maps++;
     f->pages += count;
     f->prot = prot;
     f->count = count;
+    note(refs[0], count, prot);
     return start;
 }
 
@@ -121,6 +146,7 @@ int xengnttab_unmap(void *handle, void *start, uint32_t count)
             live[i].start = NULL;
             f->unmaps++;
             f->pages -= count;
+            note(live[i].ref, count, -1);
             return munmap(start, (size_t)count * PAGE);
         }
     f->bad++;
