@@ -29,7 +29,7 @@ from vhost.backend import Stop
 os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="x")
 stop = Stop()
-signal.signal(signal.SIGTERM, lambda *_: stop.set())
+stop.on_signals(signal.SIGTERM)
 vhost.serve(Echo(), listen_fds=True, stop=stop)
 assert not {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} & set(os.environ)
 """

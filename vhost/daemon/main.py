@@ -69,8 +69,7 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
 
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        stop.on_signals(signal.SIGTERM, signal.SIGINT)
         devices = make_devices(args)
         for device in devices:
             stack.callback(device.close)
