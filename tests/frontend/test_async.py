@@ -43,6 +43,22 @@ def test_requests_of_many_tasks(backend: socket.socket) -> None:
     run(main())
 
 
+def test_who_takes_a_completion_wakes_the_others(backend: socket.socket) -> None:
+    # Two that wait for the same queue, run by hand: the first takes the call that was for both.
+    with vhost.connect(backend) as device:
+        ring = device._session.ring(0)
+        first, second = ring.arrival(), ring.arrival()
+        one, other = next(first), next(second)
+        ring.submit([b"x"], [1])
+        while not one.attempt():
+            pass
+        with pytest.raises(StopIteration):
+            next(first)
+        assert other.attempt()
+        with pytest.raises(StopIteration):
+            next(second)
+
+
 def test_a_queue(backend: socket.socket) -> None:
     async def main() -> None:
         async with await vhost.connect_async(backend) as device:

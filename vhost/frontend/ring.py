@@ -4,6 +4,7 @@
 Flows that may have to wait are exchanges; who runs them decides how.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -68,6 +69,7 @@ class Ring:
         self._broken: str | None = None
         self._tokens = 0
         self._returned = 0  # requests so far, whoever reaped them
+        self._waiting: list[int] = []  # what that was for those who wait for more
         self._requests: dict[int, _Request] = {}  # by head
         self._flying: set[int] = set()  # tokens of requests whose completion somebody wants
         self._done: dict[int, Completion] = {}  # by token, in order of completion
@@ -185,6 +187,7 @@ class Ring:
             self._broken = f"queue {self.index}: {error}"
         if self._broken is not None:
             # Outside the handler: an exception that somebody keeps must not keep the ring's memory.
+            self._wake_others()
             raise VirtqueueError(self._broken)
         for head, written in used:
             request = self._requests.pop(head)
@@ -199,6 +202,13 @@ class Ring:
                 self._done[request.token] = Completion(request.token, written, answer)
             self._ram.free(request.buffer)
         self._returned += len(used)
+        self._wake_others()
+
+    def _wake_others(self) -> None:
+        # In an event loop many wait for one call descriptor, and who is first drains it: those who have
+        # something to learn would sleep on if the loop has not seen it readable in between.
+        if any(before != self._returned for before in self._waiting) or (self._broken and self._waiting):
+            os.eventfd_write(self.vring.call, 1)
 
     def arrival(self) -> Exchange[None]:
         """Wait until at least one more request has come back, to this or to another who waits.
@@ -219,7 +229,11 @@ class Ring:
             if self.vring.driver.calls_on():
                 continue
             step = Readable((call, err, self._link.fileno()), f"queue {self.index} to complete a request")
-            yield step
+            self._waiting.append(before)
+            try:
+                yield step
+            finally:
+                self._waiting.remove(before)
             self._check()
             drain(call)
             if step.ready <= {call}:
@@ -230,6 +244,7 @@ class Ring:
             if err in step.ready:
                 drain(err)
                 self._broken = f"queue {self.index}: the backend reports an error in the ring; see its log"
+                self._wake_others()
                 raise VirtqueueError(self._broken)
             self._link.check()
 
