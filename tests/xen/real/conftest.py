@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Domains for the tests; each must be gone at the end, which it is not while anything of it is mapped."""
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pyxenctrl.control import Control
+from pyxenctrl.domain import DomainKind
+
+from .puppet import Puppet
+
+GONE_SECONDS = 10
+
+
+@contextmanager
+def gone_at_the_end(control: Control, puppet: Puppet) -> Iterator[Puppet]:
+    """Destroys a puppet, and fails if it is held by a page that something still has mapped."""
+    with puppet:
+        yield puppet
+    gc.collect()  # what a failed test's frames hold
+    deadline = time.monotonic() + GONE_SECONDS
+    while control.info(puppet.domid) is not None:
+        assert time.monotonic() < deadline, f"domain {puppet.domid} is still there: a page of it is mapped"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def control() -> Iterator[Control]:
+    """A control handle."""
+    with Control() as control:
+        yield control
+
+
+@pytest.fixture(params=DomainKind, ids=lambda kind: kind.value)
+def puppet(control: Control, request: pytest.FixtureRequest) -> Iterator[Puppet]:
+    """A puppet domain of 256 pages, of each kind."""
+    with gone_at_the_end(control, Puppet(control, request.param)) as puppet:
+        yield puppet
+
+
+@pytest.fixture
+def hvm(control: Control) -> Iterator[Puppet]:
+    """A puppet that can run code."""
+    with gone_at_the_end(control, Puppet(control, DomainKind.HVM)) as puppet:
+        yield puppet
+
+
+@pytest.fixture
+def pv(control: Control) -> Iterator[Puppet]:
+    """A puppet whose frames are not its pages' numbers."""
+    with gone_at_the_end(control, Puppet(control, DomainKind.PV)) as puppet:
+        yield puppet
