@@ -57,6 +57,16 @@ class FakeGnttab(ctypes.Structure):
         ("calls", ctypes.c_uint32),
         ("watch", ctypes.c_int64),
         ("call", Call * 256),
+        ("notified", ctypes.c_uint32),
+        ("notified_port", ctypes.c_uint32),
+        ("copies", ctypes.c_uint32),
+        ("segments", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint64),
+        ("copy_errno", ctypes.c_int32),
+        ("copy_times", ctypes.c_uint32),
+        ("bad_status", ctypes.c_int32),
+        ("bad_segments", ctypes.c_uint32),
+        ("bad_skip", ctypes.c_uint32),
     ]
 
 
@@ -80,6 +90,10 @@ class FakeForeign(ctypes.Structure):
         ("pages", ctypes.c_uint64),
         ("prot", ctypes.c_int32),
         ("flags", ctypes.c_int32),
+        ("restricted", ctypes.c_int32),
+        ("only_restricted", ctypes.c_uint32),
+        ("resource_frames", ctypes.c_uint32),
+        ("resources", ctypes.c_uint32),
     ]
 
 

@@ -1,46 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""libxengnttab: mapping pages that other domains granted to this one (xengnttab.h).
+"""libxengnttab: mapping and copying pages that other domains granted to this one (xengnttab.h).
 
-Granting pages of our own (xengntshr) is not bound.
+Granting pages of our own is :mod:`pyxenctrl.gntshr`.
 """
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from typing import Final, final
 
-from pyxenctrl.handle import Handle, Mapping, Protection
-from pyxenctrl.library import failure, load
+from pyxenctrl.grantcopy import CopySegment, Status
+from pyxenctrl.handle import PAGE_SIZE, Mapper, Mapping, Protection
+from pyxenctrl.library import Prototype, declare, failure
 
-__all__ = ("SONAME", "GrantTable", "GrantMapping", "library")
+__all__ = ("SONAME", "FUNCTIONS", "NONE", "GrantTable", "GrantMapping", "library", "notification")
 
 SONAME: Final = "libxengnttab.so.1"
 
 _U32 = ctypes.c_uint32
 _U32S = ctypes.POINTER(ctypes.c_uint32)
+_HANDLE, _ADDRESS, _PROTECTION = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
+
+#: What is called, by name without ``xengnttab_``.
+FUNCTIONS: Final[dict[str, Prototype]] = {
+    "open": (_HANDLE, (ctypes.c_void_p, ctypes.c_uint)),
+    "close": (ctypes.c_int, (_HANDLE,)),
+    "map_grant_ref": (_ADDRESS, (_HANDLE, _U32, _U32, _PROTECTION)),
+    "map_grant_refs": (_ADDRESS, (_HANDLE, _U32, _U32S, _U32S, _PROTECTION)),
+    "map_domain_grant_refs": (_ADDRESS, (_HANDLE, _U32, _U32, _U32S, _PROTECTION)),
+    "map_grant_ref_notify": (_ADDRESS, (_HANDLE, _U32, _U32, _PROTECTION, _U32, _U32)),
+    "unmap": (ctypes.c_int, (_HANDLE, _ADDRESS, _U32)),
+    "set_max_grants": (ctypes.c_int, (_HANDLE, _U32)),
+    "grant_copy": (ctypes.c_int, (_HANDLE, _U32, ctypes.POINTER(CopySegment))),
+}
+
+#: No byte to clear, no port to notify: the -1 of the C interface.
+NONE: Final = 0xFFFFFFFF
 
 
 @cache
 def library() -> ctypes.CDLL:
     """The library, with its functions declared.
 
-    :raises FileNotFoundError: it is not installed.
+    :raises OSError: it is not installed, or too old.
     """
-    lib = load(SONAME)
-    handle, address, protection = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
-    for name, result, arguments in (
-        ("open", handle, (ctypes.c_void_p, ctypes.c_uint)),
-        ("close", ctypes.c_int, (handle,)),
-        ("map_grant_ref", address, (handle, _U32, _U32, protection)),
-        ("map_grant_refs", address, (handle, _U32, _U32S, _U32S, protection)),
-        ("map_domain_grant_refs", address, (handle, _U32, _U32, _U32S, protection)),
-        ("unmap", ctypes.c_int, (handle, address, _U32)),
-        ("set_max_grants", ctypes.c_int, (handle, _U32)),
-    ):
-        function = getattr(lib, f"xengnttab_{name}")
-        function.restype = result
-        function.argtypes = arguments
-    return lib
+    return declare(SONAME, "xengnttab_", FUNCTIONS)
+
+
+def notification(clear: int | None, port: int | None) -> tuple[int, int]:
+    """What happens when a page is unmapped, as the library takes it.
+
+    :param clear: the byte of the page that becomes 0.
+    :param port: the event channel that is notified.
+    :raises ValueError: the byte is outside the page.
+    """
+    if clear is not None and not 0 <= clear < PAGE_SIZE:
+        raise ValueError(f"byte {clear:#x} is outside the page")  # the library would ignore it
+    return NONE if clear is None else clear, NONE if port is None else port
 
 
 @final
@@ -49,7 +66,7 @@ class GrantMapping(Mapping):
 
 
 @final
-class GrantTable(Handle):
+class GrantTable(Mapper):
     """A handle for mapping grants.
 
     :raises OSError: the library is not installed, or ``/dev/xen/gntdev`` cannot be opened.
@@ -71,31 +88,76 @@ class GrantTable(Handle):
             address = self._library.xengnttab_map_grant_ref(handle, domid, ref, protection)
             return self._made(address, [domid], [ref], protection)
 
+    def map_grant_ref_notify(
+        self,
+        domid: int,
+        ref: int,
+        protection: Protection,
+        *,
+        clear: int | None = None,
+        port: int | None = None,
+    ) -> GrantMapping:
+        """Map one granted page so that its owner learns of the unmapping, even when this process is killed.
+
+        :param clear: the byte of the page that becomes 0 then; the page must be mapped writable.
+        :param port: the event channel, open in this process, that is notified then.
+        :raises OSError: EINVAL: no such grant, it is read-only, or there is no such port.
+        """
+        offset, event = notification(clear, port)
+        with self._live() as handle:
+            address = self._library.xengnttab_map_grant_ref_notify(
+                handle, domid, ref, protection, offset, event
+            )
+            return self._made(address, [domid], [ref], protection)
+
     def map_grant_refs(
         self, domids: Sequence[int], refs: Sequence[int], protection: Protection
     ) -> GrantMapping:
         """Map pages granted by several domains, one domain per reference, next to each other.
 
+        Writable buffers of 32-bit unsigned items (``array("I")``) are handed on as they are.
+
         :raises OSError: EINVAL: one of them is no such grant, or read-only but wanted writable.
         """
         if len(domids) != len(refs):
             raise ValueError(f"{len(refs)} grant references need as many domains, not {len(domids)}")
-        count = len(refs)
-        domains, numbers = (_U32 * count)(*domids), (_U32 * count)(*refs)
+        domains, numbers = _numbers(domids), _numbers(refs)
         with self._live() as handle:
-            address = self._library.xengnttab_map_grant_refs(handle, count, domains, numbers, protection)
+            address = self._library.xengnttab_map_grant_refs(handle, len(refs), domains, numbers, protection)
             return self._made(address, domids, refs, protection)
 
     def map_domain_grant_refs(self, domid: int, refs: Sequence[int], protection: Protection) -> GrantMapping:
         """Map pages granted by one domain, next to each other.
 
+        A writable buffer of 32-bit unsigned items (``array("I")``) is handed on as it is.
+
         :raises OSError: EINVAL: one of them is no such grant, or read-only but wanted writable.
         """
-        count = len(refs)
-        numbers = (_U32 * count)(*refs)
+        count, numbers = len(refs), _numbers(refs)
         with self._live() as handle:
             address = self._library.xengnttab_map_domain_grant_refs(handle, count, domid, numbers, protection)
             return self._made(address, [domid], refs, protection)
+
+    def copy(self, segments: "ctypes.Array[CopySegment]") -> None:
+        """Copy between memory of this process and granted pages without mapping them.
+
+        Each segment's ``status`` tells how it went, also when this raises: the others were copied all the
+        same. Memory of this process must be its own, no mapping of another domain's.
+
+        :raises OSError: a segment failed (the first is named), or, EINVAL and EFAULT, the kernel refused one
+            for its form or for its memory here; it is then unknown which were copied.
+        """
+        with self._live() as handle:
+            if self._library.xengnttab_grant_copy(handle, len(segments), segments):
+                raise failure(f"cannot copy {len(segments)} segments from or to grants")
+        for index, segment in enumerate(segments):
+            if segment.status:
+                status = Status.of(segment.status)
+                raise OSError(
+                    status.errno,
+                    f"cannot copy {segment} (segment {index} of {len(segments)}): "
+                    f"{status.words} (GNTST_{status.name.lower()})",
+                )
 
     def set_max_grants(self, count: int) -> None:
         """Limit how many grants this handle may map; new kernels accept and ignore it.
@@ -116,10 +178,19 @@ class GrantTable(Handle):
             raise failure(f"cannot map {len(refs)} grants of domain {domains}{first} {how}")
         return GrantMapping(self, address, len(refs))
 
-    def _unmap(self, pointer: int, address: int, pages: int) -> None:
-        if self._library.xengnttab_unmap(pointer, address, pages):
-            raise failure(f"cannot unmap {pages} grants at {address:#x}")
+    def _unmap(self, pointer: int, mapping: Mapping) -> None:
+        if self._library.xengnttab_unmap(pointer, mapping.address, mapping.pages):
+            raise failure(f"cannot unmap {mapping.pages} grants at {mapping.address:#x}")
 
     def _close(self, pointer: int) -> None:
         if self._library.xengnttab_close(pointer):
             raise failure("cannot close the grant table handle")
+
+
+def _numbers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_uint32]":
+    # The C array of some numbers: their own memory if it is one already.
+    if isinstance(values, array | memoryview):
+        view = memoryview(values)
+        if view.format == "I" and view.c_contiguous and not view.readonly:
+            return (_U32 * len(view)).from_buffer(view)
+    return (_U32 * len(values)).from_buffer(array("I", values))

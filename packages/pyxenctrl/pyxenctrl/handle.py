@@ -15,7 +15,7 @@ from threading import RLock
 from types import TracebackType
 from typing import Final, Self
 
-__all__ = ("PAGE_SIZE", "Protection", "Handle", "Mapping")
+__all__ = ("PAGE_SIZE", "Protection", "Handle", "Mapper", "Mapping")
 
 #: Bytes of a Xen page, whatever the page size of the host is.
 PAGE_SIZE: Final = 4096
@@ -75,20 +75,8 @@ class Handle(ABC):
             self._users -= 1
             self._settle()
 
-    def _drop(self, address: int, pages: int) -> None:
-        pointer = self._pointer
-        assert pointer is not None  # it outlives its mappings
-        try:
-            self._unmap(pointer, address, pages)
-        finally:
-            self._release()
-
     @abstractmethod
     def _close(self, pointer: int) -> None:
-        raise NotImplementedError
-
-    @abstractmethod
-    def _unmap(self, pointer: int, address: int, pages: int) -> None:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -102,12 +90,28 @@ class Handle(ABC):
             self.close()
 
 
-class Mapping:
-    """Pages of another domain in this address space, until closed. Made by a handle."""
+class Mapper(Handle):
+    """A handle that makes mappings, and takes them back."""
 
-    def __init__(self, handle: Handle, address: int, pages: int) -> None:
+    def _drop(self, mapping: "Mapping") -> None:
+        pointer = self._pointer
+        assert pointer is not None  # it outlives its mappings
+        try:
+            self._unmap(pointer, mapping)
+        finally:
+            self._release()
+
+    @abstractmethod
+    def _unmap(self, pointer: int, mapping: "Mapping") -> None:
+        raise NotImplementedError
+
+
+class Mapping:
+    """Pages in this address space that are shared with another domain, until closed. Made by a handle."""
+
+    def __init__(self, handle: Mapper, address: int, pages: int) -> None:
         handle._hold()
-        self._handle: Handle | None = handle
+        self._handle: Mapper | None = handle
         #: Where the first page is.
         self.address: Final = address
         #: How many there are.
@@ -125,7 +129,7 @@ class Mapping:
         """
         handle, self._handle = self._handle, None
         if handle is not None:
-            handle._drop(self.address, self.pages)
+            handle._drop(self)
 
     def __enter__(self) -> Self:
         return self

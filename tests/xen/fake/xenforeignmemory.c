@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -30,6 +31,10 @@ struct fake_foreign {
     uint64_t pages; /* mapped now */
     int32_t prot;   /* of the last map */
     int32_t flags;
+    int32_t restricted; /* the handle's only domain, when only_restricted */
+    uint32_t only_restricted;
+    uint32_t resource_frames; /* of every resource of the domain: the first pages of the file */
+    uint32_t resources;       /* mapped now */
 };
 
 struct fake_foreign fake_foreign = {.memory = -1, .domid = -1};
@@ -52,6 +57,19 @@ int xenforeignmemory_close(void *handle)
     return 0;
 }
 
+static int reachable(const struct fake_foreign *f, uint32_t dom)
+{
+    if (f->only_restricted && dom != (uint32_t)f->restricted) {
+        errno = EPERM;
+        return 0;
+    }
+    if (f->domid >= 0 && dom != (uint32_t)f->domid) {
+        errno = ESRCH;
+        return 0;
+    }
+    return 1;
+}
+
 void *xenforeignmemory_map2(void *handle, uint32_t dom, void *addr, int prot, int flags, size_t pages,
                             const uint64_t arr[], int err[])
 {
@@ -61,10 +79,8 @@ void *xenforeignmemory_map2(void *handle, uint32_t dom, void *addr, int prot, in
         errno = f->fail_errno;
         return NULL;
     }
-    if (f->domid >= 0 && dom != (uint32_t)f->domid) {
-        errno = ESRCH;
+    if (!reachable(f, dom))
         return NULL;
-    }
     char *start = mmap(addr, pages * PAGE, PROT_NONE, flags | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED)
         return NULL;
@@ -100,4 +116,66 @@ int xenforeignmemory_unmap(void *handle, void *addr, size_t pages)
     f->unmaps++;
     f->pages -= pages;
     return munmap(addr, pages * PAGE);
+}
+
+int xenforeignmemory_restrict(void *handle, uint16_t dom)
+{
+    struct fake_foreign *f = handle;
+    if (f->only_restricted && dom != f->restricted) {
+        errno = EINVAL;
+        return -1;
+    }
+    f->restricted = dom;
+    f->only_restricted = 1;
+    return 0;
+}
+
+struct resource {
+    void *start;
+    size_t size;
+};
+
+void *xenforeignmemory_map_resource(void *handle, uint16_t dom, unsigned int type, unsigned int id, unsigned long frame,
+                                    unsigned long frames, void **addr, int prot, int flags)
+{
+    struct fake_foreign *f = handle;
+    (void)type, (void)id;
+    if (!reachable(f, dom))
+        return NULL;
+    if (!frames || frame + frames > f->resource_frames) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct resource *made = malloc(sizeof *made);
+    if (!made)
+        return NULL;
+    made->size = frames * PAGE;
+    made->start = mmap(*addr, made->size, prot, flags | MAP_SHARED, f->memory, (off_t)(frame * PAGE));
+    if (made->start == MAP_FAILED) {
+        free(made);
+        return NULL;
+    }
+    *addr = made->start;
+    f->resources++;
+    return made;
+}
+
+int xenforeignmemory_unmap_resource(void *handle, void *resource)
+{
+    struct fake_foreign *f = handle;
+    struct resource *made = resource;
+    int result = munmap(made->start, made->size);
+    free(made);
+    f->resources--;
+    return result;
+}
+
+int xenforeignmemory_resource_size(void *handle, uint16_t dom, unsigned int type, unsigned int id, size_t *size)
+{
+    struct fake_foreign *f = handle;
+    (void)type, (void)id;
+    if (!reachable(f, dom))
+        return -1;
+    *size = (size_t)f->resource_frames * PAGE;
+    return 0;
 }

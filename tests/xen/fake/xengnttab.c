@@ -13,6 +13,13 @@
 #define PAGE 4096
 #define LIVE 1024
 #define CALLS 256
+#define NONE UINT32_MAX
+
+#define GENERAL_ERROR (-1)
+#define BAD_DOMAIN (-2)
+#define BAD_GNTREF (-3)
+#define SOURCE_GREF 1
+#define DEST_GREF 2
 
 struct fake_gnttab {
     int32_t memory;     /* file with the guest's pages, -1: no Xen here */
@@ -39,6 +46,16 @@ struct fake_gnttab {
         int32_t prot; /* -1: unmapped */
         uint32_t watched;
     } call[CALLS];
+    uint32_t notified;      /* unmaps that notified the guest */
+    uint32_t notified_port; /* the port of the last one, -1: none */
+    uint32_t copies;        /* calls of grant_copy that the kernel took */
+    uint32_t segments;      /* that were copied */
+    uint64_t bytes;         /* in them */
+    int32_t copy_errno;     /* the next copy_times copies fail with this, as a whole and without a copy */
+    uint32_t copy_times;
+    int32_t bad_status; /* the next bad_segments segments fail with this GNTST */
+    uint32_t bad_segments;
+    uint32_t bad_skip; /* but first so many succeed */
 };
 
 struct fake_gnttab fake_gnttab = {.memory = -1, .domid = -1};
@@ -46,6 +63,8 @@ static struct {
     void *start;
     uint32_t ref;
     uint32_t count;
+    uint32_t clear; /* when unmapped, this byte of the page becomes 0 and this port is notified; -1: none */
+    uint32_t port;
 } live[LIVE];
 
 static void note(uint32_t ref, uint32_t count, int prot)
@@ -117,6 +136,7 @@ void *xengnttab_map_grant_refs(void *handle, uint32_t count, uint32_t *domids, u
     live[slot].start = start;
     live[slot].ref = refs[0];
     live[slot].count = count;
+    live[slot].clear = live[slot].port = NONE;
     f->maps++;
     f->pages += count;
     f->prot = prot;
@@ -138,6 +158,90 @@ void *xengnttab_map_grant_ref(void *handle, uint32_t domid, uint32_t ref, int pr
     return xengnttab_map_grant_refs(handle, 1, &domid, &ref, prot);
 }
 
+int xengnttab_unmap(void *handle, void *start, uint32_t count);
+
+void *xengnttab_map_grant_ref_notify(void *handle, uint32_t domid, uint32_t ref, int prot, uint32_t clear,
+                                     uint32_t port)
+{
+    void *start = xengnttab_map_grant_refs(handle, 1, &domid, &ref, prot);
+    if (!start)
+        return NULL;
+    if (clear < PAGE && !(prot & PROT_WRITE)) { /* as the kernel has it */
+        xengnttab_unmap(handle, start, 1);
+        errno = EINVAL;
+        return NULL;
+    }
+    for (int i = 0; i < LIVE; i++)
+        if (live[i].start == start) {
+            live[i].clear = clear;
+            live[i].port = port;
+        }
+    return start;
+}
+
+struct segment {
+    union place {
+        char *address;
+        struct {
+            uint32_t ref;
+            uint16_t offset;
+            uint16_t domid;
+        } foreign;
+    } source, dest;
+    uint16_t len;
+    uint16_t flags;
+    int16_t status;
+};
+
+static int16_t copy_one(struct fake_gnttab *f, const struct segment *s)
+{
+    int to = s->flags & DEST_GREF;
+    const union place *grant = to ? &s->dest : &s->source;
+    off_t at = (off_t)grant->foreign.ref * PAGE + grant->foreign.offset;
+
+    if (f->bad_skip) {
+        f->bad_skip--;
+    } else if (f->bad_segments) {
+        f->bad_segments--;
+        return (int16_t)f->bad_status;
+    }
+    if (f->domid >= 0 && grant->foreign.domid != f->domid)
+        return BAD_DOMAIN;
+    if (grant->foreign.ref >= f->granted)
+        return BAD_GNTREF;
+    if (to && grant->foreign.ref < f->read_only)
+        return GENERAL_ERROR;
+    ssize_t n = to ? pwrite(f->memory, s->source.address, s->len, at) : pread(f->memory, s->dest.address, s->len, at);
+    if (n != s->len)
+        return GENERAL_ERROR;
+    f->segments++;
+    f->bytes += s->len;
+    return 0;
+}
+
+/* Of each segment one side is a grant here; the real one copies from grant to grant too. */
+int xengnttab_grant_copy(void *handle, uint32_t count, struct segment *segments)
+{
+    struct fake_gnttab *f = handle;
+
+    if (f->copy_times) {
+        f->copy_times--;
+        errno = f->copy_errno;
+        return -1;
+    }
+    errno = EINVAL;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct segment *s = &segments[i];
+        uint32_t offset = s->flags & DEST_GREF ? s->dest.foreign.offset : s->source.foreign.offset;
+        if ((s->flags != SOURCE_GREF && s->flags != DEST_GREF) || offset + s->len > PAGE)
+            return -1;
+    }
+    for (uint32_t i = 0; i < count; i++)
+        segments[i].status = copy_one(f, &segments[i]);
+    f->copies++;
+    return 0;
+}
+
 int xengnttab_unmap(void *handle, void *start, uint32_t count)
 {
     struct fake_gnttab *f = handle;
@@ -146,6 +250,12 @@ int xengnttab_unmap(void *handle, void *start, uint32_t count)
             live[i].start = NULL;
             f->unmaps++;
             f->pages -= count;
+            if (live[i].clear < PAGE)
+                ((char *)start)[live[i].clear] = 0;
+            if (live[i].clear < PAGE || live[i].port != NONE) {
+                f->notified++;
+                f->notified_port = live[i].port;
+            }
             note(live[i].ref, count, -1);
             return munmap(start, (size_t)count * PAGE);
         }
