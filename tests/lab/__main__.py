@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The lab by hand: ``python -m tests.lab guest`` gives a shell in a guest, ``... fetch`` downloads only."""
+"""The lab by hand: ``python -m tests.lab xen`` runs the Xen tests in dom0, or gives a shell there;
+``... guest`` gives a shell in a guest; ``... fetch`` downloads only.
+"""
 
 import argparse
 import sys
@@ -7,8 +9,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab import archive, guest
+from tests.lab import archive, guest, wheels, xen
 from tests.lab.daemons import ours
+from tests.lab.dom0 import LOST, LostDom0
 from tests.lab.kernel import debian_kernel
 from tests.lab.machine import vhost_user
 from tests.lab.prerequisites import Missing
@@ -20,7 +23,30 @@ def fetch() -> int:
     """Downloads what the lab's tests would; afterwards they need no network."""
     print(debian_kernel().image)
     print(archive.unpacked(["libblkio1"], "trixie"))
+    print(xen.emulator().root)
+    for release in xen.RELEASES.values():
+        print(release.userland().root)
+        print(wheels.test_layer(release.userland()))
     return 0
+
+
+def run_xen(arguments: argparse.Namespace) -> int:
+    """pytest or a shell in dom0; the status is pytest's, or 70 if dom0 was lost."""
+    results = arguments.results or Path(tempfile.mkdtemp(prefix="vhost-xen-"))
+    results.mkdir(parents=True, exist_ok=True)
+    try:
+        return xen.run(
+            xen.RELEASES[arguments.xen],
+            results.resolve(),
+            None if arguments.shell else xen.paths(arguments.arguments),
+            seconds=arguments.seconds,
+            options=arguments.xen_option,
+        )
+    except LostDom0 as lost:
+        print(f"lab: {lost}", file=sys.stderr)
+        return LOST
+    finally:
+        print(f"lab: results are in {results}")
 
 
 def shell(disks: list[Path]) -> int:
@@ -54,9 +80,18 @@ def main() -> int:
     by_hand.add_argument(
         "--disk", metavar="IMAGE", type=Path, action="append", default=[], help="serve this too"
     )
+    in_dom0 = commands.add_parser("xen", help="pytest in dom0, with the wheels of the Xen build")
+    in_dom0.add_argument("--xen", choices=xen.RELEASES, default="4.17", help="release of Xen (%(default)s)")
+    in_dom0.add_argument("--shell", action="store_true", help="a shell in dom0 instead of pytest")
+    in_dom0.add_argument("--results", metavar="DIR", type=Path, help="for junit.xml, coverage and logs")
+    in_dom0.add_argument("--seconds", type=float, default=600, help="how long dom0 may run (%(default)s)")
+    in_dom0.add_argument("--xen-option", action="append", default=[], help="more for Xen's command line")
+    in_dom0.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="for pytest")
     arguments = parser.parse_args()
     try:
-        return fetch() if arguments.command == "fetch" else shell(arguments.disk)
+        if arguments.command == "fetch":
+            return fetch()
+        return run_xen(arguments) if arguments.command == "xen" else shell(arguments.disk)
     except Missing as missing:
         print(f"the lab lacks something: {missing}", file=sys.stderr)
         return 1

@@ -9,16 +9,18 @@ downloading (proxies, certificates, retries) are taken over; its hooks are not.
 
 import hashlib
 import os
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.lab import cache
 from tests.lab.prerequisites import Missing, tool
 
-__all__ = ("dependency", "unpacked")
+__all__ = ("closure", "dependency", "unpacked")
 
 SUITES = ("bookworm", "bookworm-backports", "trixie")
+MERGED = ("bin", "sbin", "lib", "lib64")  # folders of / that live in /usr
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
@@ -27,7 +29,6 @@ def unpacked(packages: Sequence[str], suite: str) -> Path:
 
     :raises Missing: this machine's apt cannot provide them.
     """
-    mark = hashlib.sha256("\n".join((suite, *packages)).encode()).hexdigest()[:12]
 
     def make(place: Path) -> None:
         debs = place / "debs"
@@ -38,7 +39,33 @@ def unpacked(packages: Sequence[str], suite: str) -> Path:
             deb.unlink()
         debs.rmdir()
 
-    return cache.kept(f"{packages[0]}-{mark}", make)
+    return cache.kept(f"{packages[0]}-{mark(packages, suite)}", make)
+
+
+def closure(packages: Sequence[str], suite: str, finish: Callable[[Path], None] | None = None) -> Path:
+    """A root folder with ``packages`` and all that they depend on, all of ``suite``.
+
+    No maintainer script has run: what those make (accounts, alternatives, caches) is absent.
+
+    :param finish: is called once with the new folder and may add to it.
+    :raises Missing: this machine's apt cannot provide them.
+    """
+
+    def make(place: Path) -> None:
+        debs = place / "debs"
+        (debs / "partial").mkdir(parents=True)
+        wish = ("install", "--yes", "--download-only", "--no-install-recommends")
+        run_apt("apt-get", "-o", f"Dir::Cache::archives={debs}", *wish, *packages, cwd=debs, only=suite)
+        for name in MERGED:
+            (place / "usr" / name).mkdir(parents=True)
+            (place / name).symlink_to(f"usr/{name}")
+        for deb in sorted(debs.glob("*.deb")):
+            unpack_merged(deb, place)
+        shutil.rmtree(debs)
+        if finish:
+            finish(place)
+
+    return cache.kept(f"{packages[0]}-closure-{mark(packages, suite)}", make)
 
 
 def dependency(package: str, suite: str, prefix: str) -> str:
@@ -55,14 +82,30 @@ def dependency(package: str, suite: str, prefix: str) -> str:
     raise Missing(f"{package} of {suite} depends on no {prefix}...; apt says: {record.strip()!r}")
 
 
-def run_apt(program: str, *arguments: str, cwd: Path) -> str:
-    # The standard output of one command of apt on the lab's own state. Package lists grow old (a mirror drops
-    # what they name), so a failure is final only with new ones.
+def mark(packages: Sequence[str], suite: str) -> str:
+    # What tells two choices of packages apart, in the name of a folder.
+    return hashlib.sha256("\n".join((suite, *packages)).encode()).hexdigest()[:12]
+
+
+def unpack_merged(deb: Path, place: Path) -> None:
+    # Unlike "dpkg-deb -x", through the links that stand for /bin, /lib and so on in `place`.
+    into = [tool("tar"), "-x", "--keep-directory-symlink", "-C", place]
+    with subprocess.Popen([tool("dpkg-deb"), "--fsys-tarfile", deb], stdout=subprocess.PIPE) as source:
+        subprocess.run(into, stdin=source.stdout, check=True)
+    if source.returncode != 0:
+        raise subprocess.CalledProcessError(source.returncode, source.args)
+
+
+def run_apt(program: str, *arguments: str, cwd: Path, only: str | None = None) -> str:
+    # The standard output of one command of apt on the lab's own state; it may see all suites, or only one.
+    # Package lists grow old (a mirror drops what they name), so a failure is final only with new ones.
     state = cache.folder() / "apt"
     with cache.locked(state):
         new = not (state / "apt.conf").exists()
         if new:
             make_state(state)
+        if only:
+            arguments = ("-o", f"Dir::Etc::sourcelist={one_suite(state, only)}", *arguments)
         done = call_apt(state, program, *arguments, cwd=cwd)
         if done.returncode != 0 and not new:
             call_apt(state, "apt-get", "update", cwd=cwd)
@@ -70,6 +113,14 @@ def run_apt(program: str, *arguments: str, cwd: Path) -> str:
     if done.returncode != 0:
         raise Missing(f"{program} {' '.join(arguments)}: status {done.returncode}: {done.stderr.strip()}")
     return done.stdout
+
+
+def one_suite(state: Path, suite: str) -> Path:
+    # A list of sources with this suite alone.
+    known = (state / "sources.list").read_text().splitlines(keepends=True)
+    sources = state / f"{suite}.list"
+    sources.write_text("".join(line for line in known if f" {suite} " in line))
+    return sources
 
 
 def call_apt(state: Path, program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
