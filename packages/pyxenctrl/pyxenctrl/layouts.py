@@ -136,9 +136,9 @@ def written(version: Version) -> str:
     return f"{major}.{minor}"
 
 
-def soname(version: Version) -> str:
-    """What the library of a version of Xen is called."""
-    return f"libxenctrl.so.{written(version)}"
+def soname(name: str, version: Version) -> str:
+    """What a library is called that belongs to one version of Xen."""
+    return f"lib{name}.so.{written(version)}"
 
 
 @cache
@@ -171,7 +171,7 @@ def library(version: Version) -> ctypes.CDLL:
         "hvm_param_set": (status, (handle, domid, _U32, _U64)),
         "evtchn_alloc_unbound": (status, (handle, domid, domid)),
     }
-    return declare(soname(version), "xc_", functions)
+    return declare(soname("xenctrl", version), "xc_", functions)
 
 
 def running(hypervisor: Path = Path("/sys/hypervisor")) -> Version | None:

@@ -147,7 +147,7 @@ class Puppet:
         return [ref for ref, entry in enumerate(self._grants) if entry & (READING | WRITING)]
 
     def run(self, code: bytes, *, at: int = PAGE_SIZE, **registers: int) -> None:
-        """Let vCPU 0 run 32-bit code in flat protected mode without paging, once in a domain's life (HVM only).
+        """Let vCPU 0 run 32-bit code in flat protected mode without paging, once in its life (HVM only).
 
         A HLT ends it, and with interrupts off it shuts the domain down.
 
