@@ -4,11 +4,18 @@
 Imports anywhere, Xen or not. Pages are Xen's: 4096 bytes.
 """
 
+from pyxenctrl.control import Control
+from pyxenctrl.domain import DomainInfo, DomainKind
+from pyxenctrl.evtchn import EventChannels
 from pyxenctrl.foreignmemory import ForeignMapping, ForeignMemory, ResourceKind, ResourceMapping
+from pyxenctrl.gntshr import GrantShare, SharedPages
 from pyxenctrl.gnttab import GrantMapping, GrantTable
 from pyxenctrl.grantcopy import CopySegment
+from pyxenctrl.guest import P2m, machine_frames
 from pyxenctrl.handle import PAGE_SIZE, Protection
+from pyxenctrl.nodes import Access, Permission
 from pyxenctrl.privcmd import Privcmd, is_privcmd
+from pyxenctrl.store import Event, Store, Transaction
 
 __all__ = (
     "PAGE_SIZE",
@@ -16,10 +23,23 @@ __all__ = (
     "GrantTable",
     "GrantMapping",
     "CopySegment",
+    "GrantShare",
+    "SharedPages",
     "ForeignMemory",
     "ForeignMapping",
     "ResourceKind",
     "ResourceMapping",
     "Privcmd",
     "is_privcmd",
+    "EventChannels",
+    "Store",
+    "Transaction",
+    "Event",
+    "Access",
+    "Permission",
+    "Control",
+    "DomainKind",
+    "DomainInfo",
+    "P2m",
+    "machine_frames",
 )
