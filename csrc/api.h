@@ -12,7 +12,9 @@ struct vh_region {
     uint64_t uaddr; /* front-end virtual address */
     uint8_t *host;  /* our mapping; NULL: mapped per use (grants), see vh_defer */
     uint32_t guard; /* slot of vh_guard_add(), 0: none */
-    uint32_t writable;
+    uint16_t domid; /* Xen: whose memory it is */
+    uint8_t writable;
+    uint8_t pad;
 };
 
 struct vh_mem {
@@ -73,14 +75,17 @@ enum vh_state {
     VH_PUSHED = 3, /* back with the driver */
 };
 
-/* A piece of guest memory that must be mapped for the batch (grants): Python maps all of a batch at once. */
+/* A piece of guest memory that must be made reachable for the batch (grants): all of a batch together. */
 struct vh_defer {
     uint64_t gpa;
+    uint64_t at;    /* bytes before it in the readable or writable part of its chain */
     uint32_t len;
-    uint32_t write;
     uint32_t chain; /* index in vh_batch.chain */
     uint32_t iov;   /* index in vh_batch.iov; UINT32_MAX: the chain's indirect table */
-    void *host;     /* filled in by Python */
+    uint16_t domid;
+    uint8_t write;
+    uint8_t how;    /* enum vh_how */
+    void *host;     /* where it is, once it is reachable */
 };
 
 struct vh_batch {
@@ -127,6 +132,7 @@ enum vh_feature {
 int vh_pop(struct vh_queue *q, struct vh_batch *b, uint32_t max);
 int vh_expand(struct vh_queue *q, struct vh_batch *b);
 int vh_push(struct vh_queue *q, struct vh_batch *b);
+uint32_t vh_batch_left(const struct vh_batch *b);
 void vh_kicks_off(struct vh_queue *q);
 int vh_kicks_on(struct vh_queue *q);
 int vh_available(const struct vh_queue *q);
@@ -149,6 +155,49 @@ enum vh_blk_flag {
 };
 
 uint32_t vh_blk_run(struct vh_batch *b, const struct vh_blk *disk);
+
+/* ---- grants of Xen: how the deferred pieces of a batch are reached ---------------------------------------- */
+
+enum vh_how {
+    VH_MAP = 0,  /* mapped by reference */
+    VH_COPY = 1, /* copied by the hypervisor, to memory of our own or from it */
+    VH_KEPT = 2, /* mapped since an earlier batch */
+    VH_LOST = 3, /* what was written could not be copied to the guest */
+};
+
+struct vh_copy { /* laid out as struct xengnttab_grant_copy_segment */
+    union vh_copy_end {
+        void *virt;
+        struct vh_copy_grant {
+            uint32_t ref;
+            uint16_t offset;
+            uint16_t domid;
+        } grant;
+    } source, dest;
+    uint16_t len;
+    uint16_t flags;
+    int16_t status;
+    uint16_t pad;
+};
+
+struct vh_grants {
+    uint64_t each;     /* in: pieces up to so many bytes are copied */
+    uint64_t all;      /* in: and so is one direction, if it has up to so many bytes and both are to be mapped */
+    uint64_t bounce;   /* out: bytes of our own that the copies need */
+    uint64_t pages[2]; /* out: pages to map, [0] read-only, [1] writable */
+    uint64_t segments; /* out: copies from the guest, each within one page */
+    uint32_t mixed;    /* out: more than one domain */
+};
+
+int vh_grants_plan(struct vh_defer *d, uint32_t n, struct vh_grants *g);
+void vh_grants_refs(const struct vh_defer *d, uint32_t n, int write, uint32_t *refs, uint32_t *domids);
+void vh_grants_mapped(struct vh_defer *d, uint32_t n, int write, void *base);
+void vh_grants_fetch(struct vh_defer *d, uint32_t n, void *bounce, struct vh_copy *segments);
+uint64_t vh_grants_written(struct vh_batch *b);
+void vh_grants_store(const struct vh_defer *d, uint32_t n, struct vh_copy *segments);
+void vh_grants_stored(struct vh_defer *d, uint32_t n, const struct vh_copy *segments);
+uint32_t vh_grants_lose(struct vh_batch *b);
+void vh_batch_place(struct vh_batch *b);
 
 /* ---- virtqueue, driver side ------------------------------------------------------------------------------ */
 

@@ -12,7 +12,7 @@ from cffi import FFI
 
 # The build backend runs this file by exec(), with the project's root as the working directory.
 HERE = Path("csrc")
-SOURCES = ("guard.c", "walk.c", "split.c", "data.c", "blk.c", "driver.c")
+SOURCES = ("guard.c", "walk.c", "split.c", "data.c", "blk.c", "grants.c", "driver.c")
 
 ffi = FFI()
 ffi.cdef((HERE / "api.h").read_text())

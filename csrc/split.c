@@ -28,8 +28,24 @@ static int check_guard(struct vh_queue *q)
     return 0;
 }
 
+/* Bring the deferred tables in front of the deferred buffers, in their order. */
+static void tables_first(struct vh_batch *b)
+{
+    uint32_t tables = 0;
+
+    for (uint32_t i = 0; i < b->n_defer && tables < b->n_tables; i++) {
+        struct vh_defer d = b->defer[i];
+
+        if (d.iov != UINT32_MAX)
+            continue;
+        b->defer[i] = b->defer[tables];
+        b->defer[tables++] = d;
+    }
+}
+
 /*
- * Take up to max chains. Returns their number; with b->n_tables > 0 they are complete only after vh_expand().
+ * Take up to max chains. Returns their number; with b->n_tables > 0 they are complete only after vh_expand(), and
+ * the tables are the first entries of b->defer.
  * A bad chain behind good ones is left for the next call, so that the good ones are served; a bad one in front
  * breaks the ring and returns -(enum vh_error).
  */
@@ -73,6 +89,7 @@ int vh_pop(struct vh_queue *q, struct vh_batch *b, uint32_t max)
         bad = check_guard(q);
     if (bad)
         return broken(q, bad);
+    tables_first(b);
     b->n = b->pending = i;
     q->next_avail = (uint16_t)(q->next_avail + i);
     q->popped += i;
@@ -103,14 +120,12 @@ static int move_to_end(struct vh_queue *q, struct vh_batch *b, uint32_t chain)
  */
 int vh_expand(struct vh_queue *q, struct vh_batch *b)
 {
-    uint32_t tables = b->n_defer, kept = 0, n = b->n;
+    uint32_t tables = b->n_tables, kept = 0, n = b->n;
     int bad = 0;
 
     for (uint32_t i = 0; i < tables && !bad; i++) {
         struct vh_defer want = b->defer[i];
 
-        if (want.iov != UINT32_MAX)
-            continue;
         bad = want.host ? move_to_end(q, b, want.chain) : vh_fail(q, VH_E_UNMAPPED, want.gpa, want.len);
         if (!bad)
             bad = vh_walk(q, b, want.chain, want.host, want.len / DESC_SIZE, 0, true);
@@ -177,6 +192,16 @@ int vh_push(struct vh_queue *q, struct vh_batch *b)
     if (q->call_fd >= 0 && write(q->call_fd, &(uint64_t){1}, 8) < 0)
         q->call_errors++;
     return 1;
+}
+
+/* Chains that are still with the device. */
+uint32_t vh_batch_left(const struct vh_batch *b)
+{
+    uint32_t left = 0;
+
+    for (uint32_t i = 0; i < b->n; i++)
+        left += b->chain[i].state == VH_POPPED;
+    return left;
 }
 
 /* Stop asking for kicks while the ring is served; with event idx the old avail_event already does that. */

@@ -41,7 +41,6 @@ static int add_buffer(struct vh_queue *q, struct vh_batch *b, uint32_t chain, ui
     struct vh_chain *c = &b->chain[chain];
     uint32_t left = len;
 
-    *(write ? &c->write_len : &c->read_len) += len;
     while (left) {
         uint64_t at = gpa + (len - left);
         const struct vh_region *r = at < gpa ? NULL : find(q->mem, at);
@@ -55,13 +54,16 @@ static int add_buffer(struct vh_queue *q, struct vh_batch *b, uint32_t chain, ui
             return vh_fail(q, VH_E_PIECES, c->head, b->cap_iov);
         take = r->size - (at - r->gpa) < left ? (uint32_t)(r->size - (at - r->gpa)) : left;
         if (!r->host) {
-            int bad = defer(q, b, &(struct vh_defer){at, take, write, chain, b->n_iov, NULL});
+            uint64_t before = write ? c->write_len : c->read_len;
+            int bad = defer(q, b, &(struct vh_defer){.gpa = at, .at = before, .len = take, .chain = chain,
+                                                     .iov = b->n_iov, .domid = r->domid, .write = write});
 
             if (bad)
                 return bad;
         }
         b->iov[b->n_iov++] = (struct vh_iov){r->host ? r->host + (at - r->gpa) : NULL, take};
         (*(write ? &c->n_write : &c->n_read))++;
+        *(write ? &c->write_len : &c->read_len) += take;
         left -= take;
     }
     return 0;
@@ -78,7 +80,8 @@ static int enter_table(struct vh_queue *q, struct vh_batch *b, uint32_t chain, c
         return vh_walk(q, b, chain, r->host + (d->addr - r->gpa), d->len / DESC_SIZE, 0, true);
     b->chain[chain].state = VH_OPEN;
     b->n_tables++;
-    return defer(q, b, &(struct vh_defer){d->addr, d->len, 0, chain, UINT32_MAX, NULL});
+    return defer(q, b, &(struct vh_defer){.gpa = d->addr, .len = d->len, .chain = chain, .iov = UINT32_MAX,
+                                          .domid = r->domid});
 }
 
 int vh_walk(struct vh_queue *q, struct vh_batch *b, uint32_t chain, const void *table, uint32_t entries,

@@ -12,6 +12,7 @@ from typing import TypeVar
 import vhost
 from tests.backend.peer import TIMEOUT, Lines, Peer, footprint
 from vhost.backend import Stop
+from vhost.mem import GuestMemory, Memory
 
 P = TypeVar("P", bound=Peer)
 
@@ -19,8 +20,10 @@ P = TypeVar("P", bound=Peer)
 class Serving:
     """Serves `device` on a path; the process has to be as before at the end."""
 
-    def __init__(self, device: vhost.Device, mode: str, path: Path) -> None:
-        self.device, self.mode, self.path = device, mode, path
+    def __init__(
+        self, device: vhost.Device, mode: str, path: Path, memory: Callable[[], GuestMemory] = Memory
+    ) -> None:
+        self.device, self.mode, self.path, self.memory = device, mode, path, memory
         self.lines = Lines()
         self.stop = Stop()
         self._failure: BaseException | None = None
@@ -29,9 +32,9 @@ class Serving:
     def _run(self) -> None:
         try:
             if self.mode == "threads":
-                vhost.serve(self.device, self.path, stop=self.stop)
+                vhost.serve(self.device, self.path, stop=self.stop, memory=self.memory)
             else:
-                asyncio.run(vhost.serve_async(self.device, self.path, stop=self.stop))
+                asyncio.run(vhost.serve_async(self.device, self.path, stop=self.stop, memory=self.memory))
         except BaseException as error:
             self._failure = error
 

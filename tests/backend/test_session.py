@@ -10,6 +10,7 @@ from tests.backend.echo import Echo
 from tests.backend.peer import FEATURES, GPA, PROTOCOL_FEATURES, RAM_SIZE, USER, footprint
 from vhost.backend.ring import Ring
 from vhost.backend.session import Session
+from vhost.mem import Memory
 from vhost.protocol import (
     U64,
     Channel,
@@ -60,7 +61,7 @@ class Rig:
     def __init__(self) -> None:
         Runner.running = []
         self.device = Echo()
-        self.session = Session(self.device, Runner)
+        self.session = Session(self.device, Runner, Memory())
         self.connection = Connection(Channel.FRONTEND, Side.REQUESTER)
         self.ram = os.memfd_create("rig")
         os.ftruncate(self.ram, RAM_SIZE)

@@ -160,8 +160,6 @@ def test_a_read_only_file_is_mapped_read_only(tmp_path: Path, mappings: Callable
             use(0, 8, write=True)
     with pytest.raises(GuestMemoryError, match="read-only"):
         memory.ring(0, 8)
-    with pytest.raises(GuestMemoryError, match="read-only"):
-        memory.map_deferred(memory.table, [(0, 8, True)])
 
 
 def test_a_short_file_is_refused(ram: int) -> None:
@@ -263,7 +261,7 @@ def test_spans_cross_regions_that_are_apart_here() -> None:
     memory.clear()
 
 
-@pytest.mark.parametrize("holder", ["access", "spans", "ring", "table", "cdata", "region", "deferred"])
+@pytest.mark.parametrize("holder", ["access", "spans", "ring", "table", "cdata", "region"])
 def test_memory_in_use_outlives_its_region(
     holder: str, memory: GuestMemory, ram: int, mappings: Callable[..., list[str]]
 ) -> None:
@@ -274,7 +272,6 @@ def test_memory_in_use_outlives_its_region(
         "table": lambda: memory.table,
         "cdata": lambda: memory.table.cdata,
         "region": lambda: memory.table.regions[0],
-        "deferred": lambda: memory.map_deferred(memory.table, [(0x1000, 8, True)]),
     }
     held: object = uses[holder]()
     memory.remove(spec(0x1000, 0x10000))
@@ -284,8 +281,7 @@ def test_memory_in_use_outlives_its_region(
 
 
 def test_closing_gives_memory_back_at_once(memory: GuestMemory, mappings: Callable[..., list[str]]) -> None:
-    ring, deferred = memory.ring(0x1000, 8), memory.map_deferred(memory.table, [(0x1000, 8, True)])
-    assert deferred.addresses == [ring.address]
+    ring = memory.ring(0x1000, 8)
     access = memory.access(0x1000, 8)
     memory.clear()
     with access as view:
@@ -293,8 +289,6 @@ def test_closing_gives_memory_back_at_once(memory: GuestMemory, mappings: Callab
     assert len(mappings()) == 1
     ring.close()
     ring.close()
-    assert len(mappings()) == 1
-    deferred.close()
     assert mappings() == []
     with pytest.raises(GuestMemoryError, match="closed"):
         ring.address

@@ -5,13 +5,16 @@ import ctypes
 import gc
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import installed_map
+from tests import conftest
 from vhost.mem.xen import XenMemory
 
 from . import fakes
+from . import frames as standin
+from .frames import Frames
 
 PAGES = 256
 
@@ -19,7 +22,7 @@ PAGES = 256
 @pytest.fixture(autouse=True)
 def _as_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     # The Xen build itself, without the files that tests elsewhere share with it.
-    monkeypatch.setattr(XenMemory, "_map", installed_map)
+    monkeypatch.setattr(XenMemory, "_map", conftest.installed_map)
 
 
 def _left(counts: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
@@ -30,9 +33,9 @@ def _left(counts: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
 
 
 @pytest.fixture
-def guest() -> Iterator[int]:
+def guest(tmp_path: Path) -> Iterator[int]:
     """A file that is the guest's memory: frame n, and grant reference n, is its page n."""
-    fd = os.memfd_create("xen-guest")
+    fd = os.open(tmp_path / "xen-guest", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.ftruncate(fd, PAGES * 4096)
     yield fd
     os.close(fd)
@@ -51,8 +54,22 @@ def gnttab(guest: int) -> Iterator[fakes.FakeGnttab]:
 
 
 @pytest.fixture
-def foreign(guest: int) -> Iterator[fakes.FakeForeign]:
+def frames(guest: int, tmp_path: Path) -> Iterator[Frames]:
     """The memory of domain 5, for foreign mapping; nothing may be left mapped."""
+    # The same file by another name: that is how its pages are told from those mapped by grants.
+    path = tmp_path / standin.NAME
+    os.link(tmp_path / "xen-guest", path)
+    with open(path, "r+b") as file:
+        standin.state = state = Frames(memory=file.fileno(), domid=5)
+        yield state
+        left = _left(lambda: (state.pages, state.open))
+        standin.state = Frames()
+    assert left == (0, 0), "pages mapped, devices open"
+
+
+@pytest.fixture
+def foreign(guest: int) -> Iterator[fakes.FakeForeign]:
+    """The same for who uses the library; nothing may be left mapped."""
     fake = fakes.foreign()
     ctypes.memset(ctypes.byref(fake), 0, ctypes.sizeof(fake))
     fake.memory, fake.domid = guest, 5

@@ -9,15 +9,12 @@ import ctypes
 import os
 import shutil
 import subprocess
-import threading
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Importing vhost.mem loads the Xen libraries, and so comes after load().
-    from vhost.mem import Region, RegionSpec
+    pass
 
 SOURCES = Path(__file__).parent / "fake"
 LIBRARIES = ("xengnttab", "xenforeignmemory")
@@ -125,31 +122,3 @@ def gnttab() -> FakeGnttab:
 def foreign() -> FakeForeign:
     """What the stand-in for libxenforeignmemory counts and obeys."""
     return FakeForeign.in_dll(ctypes.CDLL("libxenforeignmemory.so.1"), "fake_foreign")
-
-
-def share_files() -> Callable[..., "Region"]:
-    """Let the Xen build take guest memory that comes as a file: each is then the memory of a Xen domain.
-
-    Tests of rings, devices and sessions share memory by memfd, as front-ends without Xen do. So that they run
-    on the Xen build too, a region without xen flags is handed to it as a foreign region, and the stand-in
-    finds the frames in the file. The tests of the Xen build itself undo this with what is returned.
-    """
-    from vhost.mem.xen import XenFlag, XenMemory
-
-    installed = XenMemory._map
-    one_at_a_time = threading.Lock()
-
-    def map_file(self: XenMemory, spec: "RegionSpec", fd: int | None) -> "Region":
-        if fd is None or spec.xen_flags:
-            return installed(self, spec, fd)
-        with one_at_a_time:
-            fake = foreign()
-            fake.memory, fake.domid, fake.base = fd, -1, spec.guest_addr - spec.offset
-            try:
-                region = installed(self, replace(spec, xen_flags=XenFlag.FOREIGN, domid=1), None)
-            finally:
-                fake.memory, fake.base = -1, 0
-        return replace(region, spec=spec)
-
-    XenMemory._map = map_file  # type: ignore[method-assign]
-    return installed

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from vhost._core import ffi
+from vhost._core import ffi, lib
 from vhost.errors import GuestMemoryError, UnmappedError
-from vhost.mem import GuestMemory, Memory, RegionSpec
-from vhost.mem.xen import MAX_GRANTS, TRIES
+from vhost.mem import Deferred, GuestMemory, Memory, RegionSpec
+from vhost.mem.grants import MAX_GRANTS
+from vhost.mem.retry import TRIES
+from vhost.mem.xen import XenMemory
 
 from .fakes import FakeGnttab
 
@@ -122,8 +124,6 @@ def test_references_outside_the_region_are_refused(
 ) -> None:
     with pytest.raises(UnmappedError):
         memory.access(BIT | ref << 12, pages * 4096)
-    with pytest.raises(UnmappedError):
-        memory.map_deferred(memory.table, [(BIT | ref << 12, pages * 4096, True)])
     assert gnttab.tries == 0
 
 
@@ -164,87 +164,295 @@ def test_spans_that_fail_half_way_leave_nothing(gnttab: FakeGnttab) -> None:
     assert "Invalid argument" in str(caught.value)
 
 
-def read(address: int, n: int) -> bytes:
-    return ctypes.string_at(address, n)
+class Batch:
+    """A batch whose pieces lie in grants, each in a chain of its own, as the C core leaves it."""
+
+    def __init__(self, *wants: tuple[int, int, bool], domids: tuple[int, ...] = (5,)) -> None:
+        n = len(wants)
+        self.chain = ffi.new("struct vh_chain[]", n)
+        self.defer = ffi.new("struct vh_defer[]", n)
+        self.iov = ffi.new("struct vh_iov[]", n)
+        for i, (gpa, length, write) in enumerate(wants):
+            self.defer[i] = {
+                "gpa": BIT | gpa,
+                "len": length,
+                "write": write,
+                "chain": i,
+                "iov": i,
+                "domid": domids[i % len(domids)],
+            }
+        self.cdata = ffi.new(
+            "struct vh_batch *",
+            {"n": n, "n_defer": n, "chain": self.chain, "defer": self.defer, "iov": self.iov},
+        )
+        self.n = n
+
+    def reach(self, memory: GuestMemory) -> Deferred:
+        deferred = memory.map_deferred(self.defer, self.n)
+        lib.vh_batch_place(self.cdata)
+        return deferred
+
+    def at(self, index: int) -> int:
+        """Host address of a piece."""
+        return int(ffi.cast("uintptr_t", self.iov[index].base))
+
+    def read(self, index: int) -> bytes:
+        return ctypes.string_at(self.at(index), self.defer[index].len)
+
+    def write(self, index: int, data: bytes) -> None:
+        """As a device does: the bytes, and how many there are."""
+        ctypes.memmove(self.at(index), data, len(data))
+        self.chain[index].written = len(data)
+
+    def done(self, deferred: Deferred) -> None:
+        """Store and unmap, as a queue does when all chains are complete."""
+        with deferred:
+            if copies := lib.vh_grants_written(self.cdata):
+                deferred.store(copies)
 
 
-def test_a_batch_is_one_call_for_each_protection(memory: GuestMemory, gnttab: FakeGnttab, guest: int) -> None:
+def memory_with(**options: int) -> GuestMemory:
+    """References 0x10 to 0x8f, with other choices of what is copied and kept."""
+    memory = XenMemory(**options)
+    memory.replace([(region(0x10, 0x80, GRANT | NO_ADVANCE), None)])
+    return memory
+
+
+WANTS = (
+    (0x20010, 16, False),
+    (0x50000, 4096, True),
+    (0x33FF0, 32, False),
+    (0x60800, 1, True),
+    (0x20FFF, 1, False),
+    (0x70700, 6000, True),
+)
+
+
+def fill(guest: int) -> None:
     for page in (0x20, 0x33, 0x34, 0x50):
         os.pwrite(guest, bytes([page]) * 4096, page * 4096)
-    wants = [
-        (BIT | 0x20010, 16, False),
-        (BIT | 0x50000, 4096, True),
-        (BIT | 0x33FF0, 32, False),
-        (BIT | 0x20000, 0, False),
-        (BIT | 0x60800, 1, True),
-        (BIT | 0x20FFF, 1, False),
-    ]
+
+
+def check_batch(batch: Batch, deferred: Deferred, guest: int) -> None:
+    """What WANTS read is there, and what is written arrives, and nothing else."""
+    assert batch.read(0) == b"\x20" * 16
+    assert batch.read(2) == b"\x33" * 16 + b"\x34" * 16
+    assert batch.read(4) == b"\x20"
+    batch.write(3, b"\x77")
+    batch.write(5, bytes(range(250)) * 24)
+    batch.write(1, b"half" * 512)
+    batch.done(deferred)
+    assert os.pread(guest, 3, 0x607FF) == b"\0\x77\0"
+    assert os.pread(guest, 6002, 0x706FF) == b"\0" + bytes(range(250)) * 24 + b"\0"
+    assert os.pread(guest, 4096, 0x50000) == b"half" * 512 + b"\x50" * 2048
+
+
+def test_a_batch_is_one_map_call_and_copies_what_is_small(gnttab: FakeGnttab, guest: int) -> None:
+    fill(guest)
     gnttab.read_only = 0x40
-    with memory.map_deferred(memory.table, wants) as deferred:
-        assert (gnttab.maps, gnttab.pages) == (2, 6)
-        assert (gnttab.prot, gnttab.count) == (BOTH, 2)
-        at = deferred.addresses
-        assert read(at[0], 16) == b"\x20" * 16
-        assert read(at[1], 4096) == b"\x50" * 4096
-        assert read(at[2], 32) == b"\x33" * 16 + b"\x34" * 16
-        assert read(at[5], 1) == b"\x20"
-        ctypes.memset(at[4], 0x77, 1)
-        assert [address & 0xFFF for address in (at[0], at[2], at[4], at[5])] == [0x10, 0xFF0, 0x800, 0xFFF]
-    assert os.pread(guest, 1, 0x60800) == b"\x77"
-    assert (gnttab.pages, gnttab.unmaps) == (0, 2)
-    assert deferred.addresses == []
-    deferred.close()
+    memory, batch = memory_with(copy_each=100), Batch(*WANTS)
+    deferred = batch.reach(memory)
+    assert [piece.how for piece in batch.defer] == [1, 0, 1, 1, 1, 0]
+    assert (gnttab.maps, gnttab.count, gnttab.prot) == (1, 1 + 2, BOTH)
+    assert (gnttab.copies, gnttab.segments) == (1, 4), "three pieces, one across a page border"
+    check_batch(batch, deferred, guest)
+    assert (gnttab.copies, gnttab.segments) == (2, 5), "one byte back"
+    assert (gnttab.pages, gnttab.unmaps) == (0, 1)
+
+
+def test_a_batch_that_reads_and_writes_is_one_map_call_all_the_same(gnttab: FakeGnttab, guest: int) -> None:
+    fill(guest)
+    gnttab.read_only = 0x40
+    memory, batch = memory_with(copy_each=0), Batch(*WANTS)
+    deferred = batch.reach(memory)
+    assert [piece.how for piece in batch.defer] == [1, 0, 1, 0, 1, 0], "less is read than written"
+    assert (gnttab.maps, gnttab.pages, gnttab.prot) == (1, 1 + 1 + 2, BOTH)
+    assert [batch.at(i) & 0xFFF for i in (1, 3, 5)] == [0, 0x800, 0x700]
+    check_batch(batch, deferred, guest)
+    assert gnttab.copies == 1
+
+
+def test_the_lesser_direction_is_mapped_too_when_it_is_large(gnttab: FakeGnttab, guest: int) -> None:
+    fill(guest)
+    gnttab.read_only = 0x40
+    memory, batch = memory_with(copy_each=0, copy_all=48), Batch(*WANTS)
+    deferred = batch.reach(memory)
+    assert (gnttab.maps, gnttab.pages, gnttab.copies) == (2, 1 + 2 + 1 + 1 + 1 + 2, 0)
+    check_batch(batch, deferred, guest)
+    assert (gnttab.copies, gnttab.pages, gnttab.unmaps) == (0, 0, 2)
+
+
+def test_a_batch_can_be_copied_whole(gnttab: FakeGnttab, guest: int) -> None:
+    fill(guest)
+    memory, batch = memory_with(copy_each=1 << 20), Batch(*WANTS)
+    deferred = batch.reach(memory)
+    assert (gnttab.tries, gnttab.copies) == (0, 1)
+    assert [batch.at(i) % 4096 for i in (1, 5)] == [0, 0x700], "as in the guest's pages"
+    check_batch(batch, deferred, guest)
+    assert (gnttab.tries, gnttab.copies) == (0, 2)
+
+
+def test_what_was_not_written_is_not_copied_back(memory: GuestMemory, gnttab: FakeGnttab, guest: int) -> None:
+    os.pwrite(guest, b"the guest's own", 0x50000)
+    batch = Batch((0x50000, 512, True), (0x51000, 512, True))
+    deferred = batch.reach(memory)
+    assert batch.read(0) == bytes(512), "nor does the device see what is there"
+    batch.write(1, b"answer")
+    batch.done(deferred)
+    assert os.pread(guest, 15, 0x50000) == b"the guest's own"
+    assert os.pread(guest, 7, 0x51000) == b"answer\0"
+    assert gnttab.segments == 1
 
 
 def test_a_batch_of_two_domains_is_still_one_call(gnttab: FakeGnttab) -> None:
     gnttab.domid = -1
-    memory = Memory()
-    memory.replace(
-        [
-            (region(0x10, 1, GRANT | NO_ADVANCE, domid=5), None),
-            (region(0x11, 1, GRANT | NO_ADVANCE, domid=6), None),
-        ]
-    )
-    with memory.map_deferred(memory.table, [(BIT | 0x10000, 8, False), (BIT | 0x11000, 8, False)]):
+    memory = memory_with(copy_each=0)
+    with Batch((0x10000, 8, False), (0x11000, 8, False), domids=(5, 6)).reach(memory):
         assert (gnttab.maps, gnttab.count) == (1, 2)
     gnttab.domid = 5
     with pytest.raises(GuestMemoryError, match="2 grants of domain 5, 6"):
-        memory.map_deferred(memory.table, [(BIT | 0x10000, 8, False), (BIT | 0x11000, 8, False)])
+        Batch((0x10000, 8, False), (0x11000, 8, False), domids=(5, 6)).reach(memory)
+    with pytest.raises(
+        GuestMemoryError, match=r"8 bytes from offset 0x0 of grant 0x11 of domain 6.*no such domain"
+    ):
+        Batch((0x10000, 8, False), (0x11000, 8, False), domids=(5, 6)).reach(memory_with())
 
 
-def test_a_batch_with_one_bad_part_maps_nothing(memory: GuestMemory, gnttab: FakeGnttab) -> None:
+def test_a_batch_with_one_bad_part_maps_nothing(gnttab: FakeGnttab) -> None:
     gnttab.read_only = 0x40
+    memory = memory_with(copy_each=0, copy_all=0)
     with pytest.raises(GuestMemoryError) as caught:
-        memory.map_deferred(memory.table, [(BIT | 0x20000, 8, False), (BIT | 0x30000, 8, True)])
+        Batch((0x20000, 8, False), (0x30000, 8, True)).reach(memory)
     assert (gnttab.maps, gnttab.pages) == (1, 0), "also while the exception is held"
     assert "writable" in str(caught.value)
+
+
+def test_a_batch_whose_copies_fail_maps_nothing(memory: GuestMemory, gnttab: FakeGnttab) -> None:
+    gnttab.granted = 0x30
+    with pytest.raises(
+        GuestMemoryError, match="3 bytes from offset 0x10 of grant 0x30 of domain 5"
+    ) as caught:
+        Batch((0x20000, 4096, True), (0x30010, 3, False)).reach(memory)
+    assert (gnttab.maps, gnttab.pages) == (1, 0), "also while the exception is held"
+    assert "took them back" in str(caught.value)
+
+
+def test_copies_back_that_fail_are_an_error(memory: GuestMemory, gnttab: FakeGnttab) -> None:
+    gnttab.read_only = 0x40
+    batch = Batch((0x30000, 3, True))
+    deferred = batch.reach(memory)
+    batch.write(0, b"abc")
+    with pytest.raises(GuestMemoryError, match="3 bytes to offset 0x0 of grant 0x30 of domain 5"):
+        batch.done(deferred)
 
 
 def test_a_batch_cannot_map_without_limit(gnttab: FakeGnttab) -> None:
     memory = Memory()
     memory.replace([(region(0, 1 << 30, GRANT | NO_ADVANCE), None)])
-    wants = [(BIT, 0xFFFF_FFFF, False)] * 1024
+    batch = Batch(*[(0, 0xFFFF_FFFF, False)] * 1024)
     with pytest.raises(GuestMemoryError, match=f"more than {MAX_GRANTS} grants"):
-        memory.map_deferred(memory.table, wants)
+        batch.reach(memory)
+    assert gnttab.tries == 0
+
+
+def test_a_batch_cannot_use_references_beyond_32_bits(memory: GuestMemory, gnttab: FakeGnttab) -> None:
+    with pytest.raises(GuestMemoryError, match="references end at 0xffffffff, this would need 0x100000000"):
+        Batch((0x20000, 1, True), (0xFFFF_FFFF_FFF, 2, True)).reach(memory)
     assert gnttab.tries == 0
 
 
 def test_a_batch_outlives_the_region_it_uses(memory: GuestMemory, gnttab: FakeGnttab, guest: int) -> None:
-    table = memory.table
+    batches = [Batch((0x20000, 5000, True)), Batch((0x30000, 5, True))]
+    deferred = [batch.reach(memory) for batch in batches]
     memory.clear()
-    with memory.map_deferred(table, [(BIT | 0x20000, 1, True)]) as deferred:
-        ctypes.memset(deferred.addresses[0], 0x42, 1)
-    assert os.pread(guest, 1, 0x20000) == b"\x42"
+    for batch, its in zip(batches, deferred, strict=True):
+        batch.write(0, b"last")
+        batch.done(its)
+    assert (os.pread(guest, 4, 0x20000), os.pread(guest, 4, 0x30000)) == (b"last", b"last")
 
 
-def test_parts_that_are_mapped_already_need_no_call(gnttab: FakeGnttab) -> None:
+# ---- mappings that are kept ----
+
+
+def test_kept_grants_are_mapped_once(gnttab: FakeGnttab, guest: int) -> None:
+    fill(guest)
+    memory = memory_with(copy_each=100, grant_cache=16)
+    for turn in range(5):
+        batch = Batch((0x50000, 4096, True), (0x33000, 4096, False), (0x20000, 16, False))
+        deferred = batch.reach(memory)
+        assert (gnttab.maps, gnttab.pages, gnttab.copies) == (2, 2, turn + 1)
+        assert batch.read(1) == b"\x33" * 4096
+        batch.write(0, b"turn %d" % turn)
+        batch.done(deferred)
+        assert os.pread(guest, 6, 0x50000) == b"turn %d" % turn
+    assert gnttab.pages == 2
+    with memory.ring(BIT | 0x10000, 16):
+        pass
+    assert gnttab.pages == 0, "the ring has stopped, and the guest may want its grants back"
+    memory.clear()
+
+
+def test_the_least_used_are_unmapped_first(gnttab: FakeGnttab) -> None:
+    memory = memory_with(copy_each=0, grant_cache=4)
+    a, b, c = (0x20000, 8192, True), (0x30000, 8192, True), (0x40000, 8192, True)
+    for want, maps in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4), (c, 5)):
+        Batch(want).reach(memory).close()
+        assert (gnttab.maps, gnttab.pages) == (maps, min(maps, 2) * 2), want
+    memory.clear()
+    memory._grants.forget()
+
+
+def test_more_than_the_cache_is_not_kept(gnttab: FakeGnttab) -> None:
+    memory = memory_with(copy_each=0, grant_cache=4)
+    Batch((0x20000, 5 * 4096, True)).reach(memory).close()
+    assert gnttab.pages == 0
+
+
+def test_what_is_in_use_stays_when_it_is_dropped(gnttab: FakeGnttab, guest: int) -> None:
+    memory = memory_with(copy_each=0, grant_cache=2)
+    first = Batch((0x20000, 8192, True))
+    deferred = first.reach(memory)
+    Batch((0x30000, 8192, True)).reach(memory).close()
+    assert gnttab.pages == 4
+    first.write(0, b"still here")
+    deferred.close()
+    assert gnttab.pages == 2
+    assert os.pread(guest, 10, 0x20000) == b"still here"
+    memory._grants.forget()
+
+
+# ---- rings ----
+
+
+def test_the_kernel_clears_the_used_flags_when_a_ring_goes(gnttab: FakeGnttab, guest: int) -> None:
+    memory = memory_with()
+    for gpa, n, pages in ((0x20800, 0x100, 1), (0x20800, 0x1000, 3)):
+        os.pwrite(guest, b"\1\1", gpa)
+        with memory.ring(BIT | gpa, n, clear=0) as ring:
+            assert gnttab.pages == pages, (
+                "one page is watched by its mapping, of several the one with the byte"
+            )
+            assert ring.view[0] == 1
+        assert os.pread(guest, 2, gpa) == b"\0\1"
+    memory.clear()
+    memory.replace([(region(0x20, 4, GRANT), None)])
+    os.pwrite(guest, b"\1", 0x21000)
+    with memory.ring(BIT | 0x21000, 0x80, clear=0):
+        assert gnttab.pages == 5
+    assert os.pread(guest, 1, 0x21000) == b"\0"
+    memory.clear()
+
+
+def test_a_region_granted_read_only_is_mapped_so_in_advance(gnttab: FakeGnttab) -> None:
+    gnttab.read_only = 0x40
     memory = Memory()
-    memory.replace([(region(0x10, 2, GRANT), None)])
-    with memory.map_deferred(memory.table, [(BIT | 0x11004, 8, True)]) as deferred:
-        assert deferred.addresses == [memory.table.regions[0].address + 0x1004]
-        memory.clear()
-        assert gnttab.pages == 2
-    assert (gnttab.maps, gnttab.pages) == (1, 0)
+    memory.replace([(region(0x3F, 1, GRANT), None), (region(0x40, 1, GRANT), None)])
+    assert [found.writable for found in memory.table.regions] == [False, True]
+    with memory.access(BIT | 0x3F000, 8) as view:
+        assert bytes(view) == bytes(8)
+    with pytest.raises(GuestMemoryError, match="cannot be written"):
+        memory.ring(BIT | 0x3F000, 8)
+    memory.clear()
 
 
 def test_a_ring_in_a_deferred_region_is_mapped_until_closed(

@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from vhost import Device
 from vhost.devices.blk import Blk
 from vhost.devices.entropy import SeededSource
 from vhost.devices.rng import Rng
+from vhost.mem.xen import XenMemory
 from vhost.protocol import (
     GetFeatures,
     GetProtocolFeatures,
@@ -30,7 +32,8 @@ from vhost.protocol import (
 )
 
 from .domain import BIT, FIRST_FRAME, FOREIGN, GRANT, KINDS, NO_ADVANCE, ON_DEMAND, Domain
-from .fakes import FakeForeign, FakeGnttab
+from .fakes import FakeGnttab
+from .frames import Frames
 
 READ, BOTH, UNMAP = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE, -1
 REQUESTS, ANSWERS, TABLES = DATA >> 12, (DATA + 0x10000) >> 12, 3  # references of their first pages
@@ -42,11 +45,17 @@ on_demand = pytest.mark.parametrize("flags", ON_DEMAND.values(), ids=ON_DEMAND)
 chains = pytest.mark.parametrize("table_len", [0, 4], ids=["direct", "indirect"])
 
 
+#: How grants that are not mapped in advance are reached, as options of the memory.
+COPIED: dict[str, int] = {"copy_each": 64 * 1024}
+MAPPED: dict[str, int] = {"copy_each": 0, "copy_all": 0}
+both_ways = pytest.mark.parametrize("way", [COPIED, MAPPED], ids=["copied", "mapped"])
+
+
 class Served(Serving):
     """A server, and domain 5 as its front-end."""
 
-    def __init__(self, device: Device, folder: Path, guest: int) -> None:
-        super().__init__(device, "threads", folder / "socket")
+    def __init__(self, device: Device, folder: Path, guest: int, options: dict[str, int]) -> None:
+        super().__init__(device, "threads", folder / "socket", partial(XenMemory, **options))
         self.guest = guest
 
     def domain(self, flags: int) -> Domain:
@@ -55,23 +64,29 @@ class Served(Serving):
 
 @pytest.fixture
 def serve(
-    gnttab: FakeGnttab, foreign: FakeForeign, guest: int, tmp_path: Path
+    gnttab: FakeGnttab, frames: Frames, guest: int, tmp_path: Path
 ) -> Iterator[Callable[[Device], Served]]:
     """Serves a device until the test ends."""
-    foreign.base = FIRST_FRAME << 12
+    frames.base = FIRST_FRAME << 12
     gnttab.watch = USED_IDX
     with ExitStack() as stack:
 
-        def start(device: Device) -> Served:
+        def start(device: Device, **options: int) -> Served:
             stack.callback(device.close)
-            return stack.enter_context(Served(device, tmp_path, guest))
+            return stack.enter_context(Served(device, tmp_path, guest, options))
 
         yield start
 
 
 @pytest.fixture
-def echo(serve: Callable[[Device], Served]) -> Served:
-    return serve(Echo())
+def way() -> dict[str, int]:
+    """The options of the memory: what users get, unless a test wants others."""
+    return {}
+
+
+@pytest.fixture
+def echo(serve: Callable[..., Served], way: dict[str, int]) -> Served:
+    return serve(Echo(), **way)
 
 
 def calls(gnttab: FakeGnttab) -> list[tuple[int, int, int]]:
@@ -106,25 +121,26 @@ def expect_broken(echo: Served, ring: DriverRing, gnttab: FakeGnttab, why: str) 
 
 @every_kind
 @chains
+@both_ways
 def test_requests_are_answered(
-    echo: Served, flags: int, table_len: int, gnttab: FakeGnttab, foreign: FakeForeign
+    echo: Served, flags: int, table_len: int, gnttab: FakeGnttab, frames: Frames
 ) -> None:
     with echo.domain(flags) as domain:
         ring = running(domain, table_len)
         for n in (1, 64, 4096, 5000):
             data = bytes(i % 251 for i in range(n))
             assert ring.request(data, n + 1) == data[::-1]
-        now = foreign.pages, foreign.maps, gnttab.pages
-        assert now == {FOREIGN: (256, 1, 0), GRANT: (0, 0, 256)}.get(flags, (0, 0, 3))
+        now = frames.pages, frames.maps, gnttab.pages
+        assert now == {FOREIGN: (256, 1, 0), GRANT: (0, 0, 257)}.get(flags, (0, 0, 3))
         if flags == GRANT:
-            assert calls(gnttab) == [(0, 256, BOTH)]
+            assert calls(gnttab) == [(0, 256, BOTH), (2, 1, BOTH)], "the used ring's page is watched"
     echo.settled(1)
-    assert (foreign.pages, gnttab.pages) == (0, 0)
+    assert (frames.pages, gnttab.pages) == (0, 0)
 
 
 @every_kind
 @chains
-def test_rng(serve: Callable[[Device], Served], flags: int, table_len: int, gnttab: FakeGnttab) -> None:
+def test_rng(serve: Callable[..., Served], flags: int, table_len: int, gnttab: FakeGnttab) -> None:
     wanted = SeededSource(7)(2000)
     with serve(Rng(SeededSource(7))).domain(flags) as domain:
         ring = running(domain, table_len)
@@ -136,7 +152,7 @@ def test_rng(serve: Callable[[Device], Served], flags: int, table_len: int, gntt
 @every_kind
 @chains
 def test_blk(
-    serve: Callable[[Device], Served], tmp_path: Path, flags: int, table_len: int, gnttab: FakeGnttab
+    serve: Callable[..., Served], tmp_path: Path, flags: int, table_len: int, gnttab: FakeGnttab
 ) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(range(256)) * 64)
@@ -158,8 +174,9 @@ def test_blk(
 
 @on_demand
 @chains
-def test_a_batch_takes_one_call_for_each_protection(
-    echo: Served, flags: int, table_len: int, gnttab: FakeGnttab
+@both_ways
+def test_a_batch_takes_one_call_of_each_kind(
+    echo: Served, flags: int, table_len: int, way: dict[str, int], gnttab: FakeGnttab
 ) -> None:
     with echo.domain(flags) as domain:
         domain.negotiate()
@@ -173,6 +190,12 @@ def test_a_batch_takes_one_call_for_each_protection(
         assert [ring.answer() for _ in range(8)] == [b"%d tseuqer" % page for page in range(8)]
         rings, batch = calls(gnttab)[:3], calls(gnttab)[3:]
         assert rings == [(0, 1, BOTH), (1, 1, BOTH), (2, 1, BOTH)]
+        if way is COPIED:
+            # The tables, what is read, and what was written; the last may come in parts, as it is pushed.
+            assert (batch, gnttab.copies) == ([], 3 if table_len else 2)
+            assert domain.base() == 8
+            return
+        assert gnttab.copies == 0
         if table_len:
             assert batch[:2] == [(TABLES, 8, READ), (TABLES, 8, UNMAP)]
             del batch[:2]
@@ -184,6 +207,7 @@ def test_a_batch_takes_one_call_for_each_protection(
 
 
 @on_demand
+@pytest.mark.parametrize("way", [MAPPED])
 def test_every_request_is_unmapped_before_the_driver_hears_of_it(
     echo: Served, flags: int, gnttab: FakeGnttab
 ) -> None:
@@ -199,8 +223,9 @@ def test_every_request_is_unmapped_before_the_driver_hears_of_it(
 
 
 @on_demand
+@both_ways
 def test_what_the_device_only_reads_may_be_granted_read_only(
-    echo: Served, flags: int, gnttab: FakeGnttab
+    echo: Served, flags: int, way: dict[str, int], gnttab: FakeGnttab
 ) -> None:
     with echo.domain(flags) as domain:
         ring = running(domain, 4)
@@ -209,10 +234,12 @@ def test_what_the_device_only_reads_may_be_granted_read_only(
         gnttab.read_only = ANSWERS + 1
         ring.add(b"and the answer", 64)
         ring.kick_it()
-        expect_broken(echo, ring, gnttab, "1 grants of domain 5 from reference 0x90 on writable")
+        words = {"copied": "14 bytes to offset 0x0 of grant 0x90", "mapped": "1 grants .* 0x90 on writable"}
+        expect_broken(echo, ring, gnttab, words["copied" if way is COPIED else "mapped"])
 
 
 @on_demand
+@pytest.mark.parametrize("way", [MAPPED])
 def test_busy_grants_are_waited_for(echo: Served, flags: int, gnttab: FakeGnttab) -> None:
     with echo.domain(flags) as domain:
         ring = running(domain)
@@ -226,12 +253,13 @@ def test_busy_grants_are_waited_for(echo: Served, flags: int, gnttab: FakeGnttab
 
 
 @on_demand
+@both_ways
 @pytest.mark.parametrize("good", [0, 3])
 @pytest.mark.parametrize(
     ("bad", "table_len"), [("readable", 0), ("writable", 0), ("readable", 4), ("writable", 4), ("table", 4)]
 )
 def test_a_bad_grant_breaks_the_ring_alone(
-    echo: Served, flags: int, table_len: int, good: int, bad: str, gnttab: FakeGnttab
+    echo: Served, flags: int, table_len: int, good: int, bad: str, way: dict[str, int], gnttab: FakeGnttab
 ) -> None:
     with echo.domain(flags) as domain:
         domain.negotiate()
@@ -250,14 +278,16 @@ def test_a_bad_grant_breaks_the_ring_alone(
         ring.driver.publish()
         run(domain, ring)
         assert [ring.answer() for _ in range(good)] == [b"doog"] * good
-        expect_broken(echo, ring, gnttab, "grants cannot be used: cannot map .* of domain 5")
-        assert domain.base() == good
+        expect_broken(echo, ring, gnttab, "grants cannot be used: cannot (map|copy) .* of domain 5")
+        # Where an answer is to go shows only when there is one.
+        assert domain.base() == good + (way is COPIED and bad == "writable")
         assert gnttab.pages == 0
     with echo.domain(flags) as domain:
         assert running(domain).request(b"next") == b"txen"
 
 
 @on_demand
+@pytest.mark.parametrize("way", [MAPPED])
 def test_grants_taken_back_break_the_ring(echo: Served, flags: int, gnttab: FakeGnttab) -> None:
     with echo.domain(flags) as domain:
         ring = running(domain)
@@ -321,26 +351,26 @@ def test_ring_pages_that_were_not_granted(echo: Served, flags: int, gnttab: Fake
     ],
 )
 def test_regions_that_are_refused(
-    echo: Served, changes: dict[str, int], why: str, gnttab: FakeGnttab, foreign: FakeForeign
+    echo: Served, changes: dict[str, int], why: str, gnttab: FakeGnttab, frames: Frames
 ) -> None:
     with echo.domain(GRANT) as domain:
         domain.negotiate()
         domain.do(SetOwner())
         domain.passing(domain.refused, domain.table(**changes))
         echo.lines.wait(f"refused: SET_MEM_TABLE.*{why}", level="WARNING")
-        assert (gnttab.maps, gnttab.pages, foreign.pages) == (0, 0, 0)
+        assert (gnttab.maps, gnttab.pages, frames.pages) == (0, 0, 0)
         domain.share()
         ring = domain.ring()
         domain.start(ring)
         assert ring.request(b"all the same") == b"emas eht lla"
 
 
-def test_xen_mmap_is_offered_and_required(echo: Served, gnttab: FakeGnttab, foreign: FakeForeign) -> None:
+def test_xen_mmap_is_offered_and_required(echo: Served, gnttab: FakeGnttab, frames: Frames) -> None:
     with echo.domain(FOREIGN) as domain:
         domain.value(GetFeatures())
         offer = domain.value(GetProtocolFeatures())
         assert offer & ProtocolFeature.XEN_MMAP
-        assert not offer & ProtocolFeature.CONFIGURE_MEM_SLOTS
+        assert offer & ProtocolFeature.CONFIGURE_MEM_SLOTS
         domain.connection.protocol_features = ProtocolFeature.REPLY_ACK
         domain.refused(SetProtocolFeatures(PROTOCOL_FEATURES & offer))
         echo.lines.wait("refused: .*without XEN_MMAP .0x20000.*pip uninstall vhost-xen", level="WARNING")
@@ -350,7 +380,7 @@ def test_xen_mmap_is_offered_and_required(echo: Served, gnttab: FakeGnttab, fore
         domain.tell(SetOwner())
         domain.passing(domain.tell, domain.table())
         echo.lines.wait("refused: SET_MEM_TABLE.*guest memory without XEN_MMAP", level="WARNING")
-        assert (foreign.opened, gnttab.opened) == (0, 0)
+        assert (frames.calls, gnttab.opened) == ([], 0)
         assert running(domain).request(b"now") == b"won"
         # Taking it back is refused too, and changes nothing.
         domain.refused(SetProtocolFeatures(PROTOCOL_FEATURES & offer))

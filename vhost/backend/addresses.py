@@ -55,8 +55,9 @@ class RingAddresses:
         :raises GuestMemoryError: one part cannot be written.
         """
         with ExitStack() as undo:
-            descriptor, avail, used = [
-                undo.enter_context(memory.ring(gpa, size)) for gpa, size in self.find(memory, layout)
-            ]
+            places = self.find(memory, layout)
+            descriptor, avail = [undo.enter_context(memory.ring(gpa, size)) for gpa, size in places[:2]]
+            # The low byte of the used ring's flags: a driver that was told not to kick kicks again.
+            used = undo.enter_context(memory.ring(*places[2], clear=0))
             undo.pop_all()
         return descriptor, avail, used

@@ -10,9 +10,10 @@ from vhost.backend.listen import Source
 from vhost.backend.offer import check_device
 from vhost.backend.ring import Ring
 from vhost.backend.server import ACCEPT_PAUSE, READ_SIZE, SEND_TIMEOUT, log_end
-from vhost.backend.session import Session
+from vhost.backend.session import MakeMemory, Session
 from vhost.devices.device import Device
 from vhost.io.sockets import HasFileno, recv_fds, send_fds
+from vhost.mem import Memory
 
 __all__ = ("serve_async",)
 
@@ -57,6 +58,7 @@ async def serve_async(
     sock: socket.socket | None = None,
     listen_fds: bool = False,
     stop: HasFileno | None = None,
+    memory: MakeMemory = Memory,
 ) -> None:
     """Serve `device` in the running event loop; ends like :func:`vhost.serve`, or by cancellation.
 
@@ -65,7 +67,7 @@ async def serve_async(
     check_device(device)
     source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
     try:
-        serving = asyncio.ensure_future(_serve(device, source))
+        serving = asyncio.ensure_future(_serve(device, source, memory))
         if stop is None:
             await serving
         else:
@@ -93,9 +95,9 @@ async def _until(serving: "asyncio.Future[None]", stop: HasFileno) -> None:
         loop.remove_reader(stop.fileno())
 
 
-async def _serve(device: Device, source: Source) -> None:
+async def _serve(device: Device, source: Source, memory: MakeMemory) -> None:
     if not source.listening:
-        await _converse(device, source.sock)
+        await _converse(device, source.sock, memory)
         return
     log.info("%s: listening on %s", device.name, source)
     loop = asyncio.get_running_loop()
@@ -107,12 +109,12 @@ async def _serve(device: Device, source: Source) -> None:
             await asyncio.sleep(ACCEPT_PAUSE)
             continue
         client.setblocking(False)
-        await _converse(device, client)
+        await _converse(device, client, memory)
 
 
-async def _converse(device: Device, sock: socket.socket) -> None:
+async def _converse(device: Device, sock: socket.socket, memory: MakeMemory) -> None:
     log.info("%s: front-end connected", device.name)
-    session, failure = Session(device, LoopRunner), None
+    session, failure = Session(device, LoopRunner, memory()), None
     try:
         await _talk(session, sock)
     except Exception as error:

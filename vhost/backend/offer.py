@@ -28,7 +28,9 @@ def virtio_features(device: Device) -> int:
 def protocol_features(device: Device) -> int:
     """The protocol features that the session has handlers for."""
     offer = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.RESET_DEVICE
-    offer |= ProtocolFeature.XEN_MMAP if Memory.uses_xen else ProtocolFeature.CONFIGURE_MEM_SLOTS
+    offer |= ProtocolFeature.CONFIGURE_MEM_SLOTS
+    if Memory.uses_xen:
+        offer |= ProtocolFeature.XEN_MMAP
     if device.offers_config:
         offer |= ProtocolFeature.CONFIG
     return offer

@@ -274,7 +274,7 @@ class Ring:
             log.exception("%s: the device failed to stop it", self.name)
         self._base = queue.base
         queue.close()
-        if held := queue.popped - queue.pushed:
+        if held := queue.popped - queue.pushed - queue.lost:
             log.error("%s: the device has not returned %d of %d chains", self.name, held, queue.popped)
         log.info("%s stopped: base %d, %d chains served", self.name, self._base, queue.pushed)
 

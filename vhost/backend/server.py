@@ -9,11 +9,12 @@ import time
 
 from vhost.backend.listen import Source
 from vhost.backend.offer import check_device
-from vhost.backend.session import Session
+from vhost.backend.session import MakeMemory, Session
 from vhost.backend.worker import Worker
 from vhost.devices.device import Device
 from vhost.errors import RemoteProtocolError
 from vhost.io.sockets import HasFileno, recv_fds, send_all, wait
+from vhost.mem import Memory
 
 __all__ = ("serve",)
 
@@ -35,6 +36,7 @@ def serve(
     sock: socket.socket | None = None,
     listen_fds: bool = False,
     stop: HasFileno | None = None,
+    memory: MakeMemory = Memory,
 ) -> None:
     """Serve `device` to the front-ends that connect, one after the other, until `stop`.
 
@@ -44,6 +46,7 @@ def serve(
 
     :param stop: something with a descriptor that becomes readable when the server is to end, such as
         :class:`vhost.backend.Stop`.
+    :param memory: makes the guest memory of each connection, to choose options that this build of it has.
     :raises OSError: the socket cannot be had.
     :raises DeviceError: the device's numbers are out of range.
     """
@@ -52,14 +55,14 @@ def serve(
     try:
         if source.listening:
             log.info("%s: listening on %s", device.name, source)
-            _accept(device, source.sock, stop)
+            _accept(device, source.sock, stop, memory)
         else:
-            _converse(device, source.sock, stop)
+            _converse(device, source.sock, stop, memory)
     finally:
         source.close()
 
 
-def _accept(device: Device, listener: socket.socket, stop: HasFileno | None) -> None:
+def _accept(device: Device, listener: socket.socket, stop: HasFileno | None, memory: MakeMemory) -> None:
     while wait(listener, select.POLLIN, stop=stop):
         try:
             client, _ = listener.accept()
@@ -70,7 +73,7 @@ def _accept(device: Device, listener: socket.socket, stop: HasFileno | None) -> 
             _pause(stop)
             continue
         client.setblocking(False)
-        _converse(device, client, stop)
+        _converse(device, client, stop, memory)
 
 
 def _pause(stop: HasFileno | None) -> None:
@@ -83,9 +86,9 @@ def _pause(stop: HasFileno | None) -> None:
             pass
 
 
-def _converse(device: Device, sock: socket.socket, stop: HasFileno | None) -> None:
+def _converse(device: Device, sock: socket.socket, stop: HasFileno | None, memory: MakeMemory) -> None:
     log.info("%s: front-end connected", device.name)
-    session, failure = Session(device, Worker), None
+    session, failure = Session(device, Worker, memory()), None
     try:
         _talk(session, sock, stop)
     except Exception as error:

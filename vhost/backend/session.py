@@ -16,7 +16,7 @@ from vhost.backend.offer import check_xen, offered_only, protocol_features, virt
 from vhost.backend.ring import Ring, Runner
 from vhost.devices.device import Device
 from vhost.errors import ProtocolError, VhostError
-from vhost.mem import Memory, RegionSpec
+from vhost.mem import GuestMemory, RegionSpec
 from vhost.protocol import (
     U64,
     Channel,
@@ -35,9 +35,12 @@ from vhost.protocol import (
 from vhost.protocol import frontend_messages as fe
 from vhost.protocol.rings import RingEvent
 
-__all__ = ("Session",)
+__all__ = ("MakeMemory", "Session")
 
 log = logging.getLogger("vhost.backend")
+
+#: Makes the guest memory of a connection.
+MakeMemory = Callable[[], GuestMemory]
 
 #: What goes to the socket: bytes, and the descriptors that ride on the first of them.
 Output = tuple[bytes, list[int]]
@@ -72,11 +75,12 @@ class Session:
 
     :param device: outlives the session.
     :param run: makes the runner of a ring: a thread, or callbacks of an event loop.
+    :param memory: guest memory without regions yet.
     """
 
-    def __init__(self, device: Device, run: Callable[[Ring], Runner]) -> None:
+    def __init__(self, device: Device, run: Callable[[Ring], Runner], memory: GuestMemory) -> None:
         self.device = device
-        self.memory = Memory()
+        self.memory = memory
         self.rings = [Ring(index, device, self.memory, run) for index in range(device.num_queues)]
         #: The front-end has gone, between two messages.
         self.over = False
@@ -192,8 +196,7 @@ class Session:
 
     @_handles(fe.SetMemTable)
     def _set_mem_table(self, message: fe.SetMemTable, request: Request) -> None:
-        # The messages about single regions need a feature that the Xen build does not offer.
-        check_xen(self._connection.protocol_features, "guest memory")
+        self._check_xen()
         specs = [_spec(region) for region in message.regions]
         with self._memory_changed():
             self.memory.replace(list(zip(specs, request.take_fds(), strict=True)))
@@ -204,6 +207,7 @@ class Session:
 
     @_handles(fe.AddMemReg)
     def _add_mem_reg(self, message: fe.AddMemReg, request: Request) -> None:
+        self._check_xen()
         # Rings keep their pages, and find the new table when they next pop.
         self.memory.add(_spec(message.region), request.take_fd())
 
@@ -211,6 +215,9 @@ class Session:
     def _rem_mem_reg(self, message: fe.RemMemReg, request: Request) -> None:
         with self._memory_changed():
             self.memory.remove(_spec(message.region))
+
+    def _check_xen(self) -> None:
+        check_xen(self._connection.protocol_features, "guest memory")
 
     def _memory_changed(self) -> ExitStack:
         stack = ExitStack()

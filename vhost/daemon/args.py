@@ -60,6 +60,14 @@ def make_parser(
             help="serve N guests at PATH0, PATH1, ...; with 1, the default, PATH itself is the socket",
         )
     common = parser.add_argument_group("common options")
+    common.add_argument(
+        "--grant-cache",
+        metavar="N",
+        type=number(0, None),
+        default=0,
+        help="Xen build: keep up to N granted pages mapped after use, for guests that use their grants "
+        "again; a guest cannot take them back meanwhile (default: 0, none)",
+    )
     common.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     common.add_argument("-q", "--quiet", action="count", default=0, help="log less: -q warnings, -qq errors")
     common.add_argument(

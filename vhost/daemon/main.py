@@ -12,16 +12,18 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vhost.daemon.args import finish
 from vhost.daemon.logging import configure
 from vhost.daemon.systemd import notify
-from vhost.errors import VhostError
+from vhost.errors import GuestMemoryError, VhostError
 
 if TYPE_CHECKING:
     from vhost.backend import Stop
     from vhost.backend.listen import Source
+    from vhost.backend.session import MakeMemory
     from vhost.devices.device import Device
 
 __all__ = ("run",)
@@ -67,6 +69,7 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
     from vhost.backend import Stop  # after the options, so that help and mistakes cost no start-up
     from vhost.backend.listen import Source
 
+    memory = _memory(args)
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
         stop.on_signals(signal.SIGTERM, signal.SIGINT)
@@ -81,11 +84,26 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
                 sources.append(Source(args.socket_path + (str(index) if args.socket_count > 1 else "")))
             stack.callback(sources[-1].close)
         notify("READY=1")
-        _serve_all(devices, sources, stop)
+        _serve_all(devices, sources, stop, memory)
         notify("STOPPING=1")
 
 
-def _serve_all(devices: "list[Device]", sources: "list[Source]", stop: "Stop") -> None:
+def _memory(args: argparse.Namespace) -> "MakeMemory":
+    from vhost.mem import SELECTED, Memory
+
+    if not args.grant_cache:
+        return Memory
+    if SELECTED != "xen":
+        raise GuestMemoryError(
+            f"--grant-cache={args.grant_cache}: this build of vhost maps guest memory with {SELECTED!r}, "
+            f"and no grants; leave the option out, or pip install 'vhost[xen]'"
+        )
+    from vhost.mem.xen import XenMemory
+
+    return partial(XenMemory, grant_cache=args.grant_cache)
+
+
+def _serve_all(devices: "list[Device]", sources: "list[Source]", stop: "Stop", memory: "MakeMemory") -> None:
     """Serve each device at its source; the first that fails ends the others."""
     from vhost.backend import serve
 
@@ -93,7 +111,7 @@ def _serve_all(devices: "list[Device]", sources: "list[Source]", stop: "Stop") -
 
     def one(device: "Device", source: "Source") -> None:
         try:
-            serve(device, sock=source.sock, stop=stop)
+            serve(device, sock=source.sock, stop=stop, memory=memory)
         except Exception as error:
             failures.append(error)
             stop.set()

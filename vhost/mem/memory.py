@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from threading import Lock
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from vhost._core import lib
 from vhost.errors import GuestMemoryError, UnmappedError
@@ -132,61 +132,44 @@ class GuestMemory(ABC):
         return self._table.user_to_guest(user_addr, n)
 
     @final
-    def ring(self, gpa: int, n: int) -> RingAccess:
+    def ring(self, gpa: int, n: int, *, clear: int | None = None) -> RingAccess:
         """Memory of a ring, mapped until closed.
 
+        :param clear: offset of a byte that is to become zero when this process is gone, where a build can.
         :raises UnmappedError: not all of it is in guest memory.
         :raises GuestMemoryError: it crosses a region border, cannot be written, or a grant cannot be mapped.
         """
         region, offset = self._table.locate(gpa, n)
-        view, address = self._use(region, offset, n, write=True)
-        return RingAccess(view, address)
+        _check_writable(region, offset, n, True)
+        return self._ring(region, offset, n, clear)
 
-    @final
-    def map_deferred(self, table: Table, wants: Sequence[tuple[int, int, bool]]) -> Deferred:
-        """Map what a batch of requests needs and no region of ``table`` has mapped in advance.
+    def map_deferred(self, pieces: Any, n: int) -> Deferred:
+        """Make reachable what a batch of requests needs and no region has mapped in advance.
 
-        :param wants: (guest-physical address, bytes, whether the device writes), each within one region.
-        :raises UnmappedError: not all of it is in guest memory.
-        :raises GuestMemoryError: part of it cannot be written, or a grant cannot be mapped;
-            nothing stays mapped.
+        :param pieces: ``struct vh_defer[]``, of which ``n`` get their ``host``; they must not move before the
+            result is closed.
+        :raises GuestMemoryError: a grant cannot be used; nothing stays mapped.
         """
-        addresses: list[int] = [0] * len(wants)
-        views: list[memoryview] = []
-        later: list[tuple[int, Region, int, int, bool]] = []
-        for index, (gpa, n, write) in enumerate(wants):
-            region, offset = table.locate(gpa, n)
-            _check_writable(region, offset, n, write)
-            if region.view is None:
-                later.append((index, region, offset, n, write))
-            else:
-                addresses[index] = region.address + offset
-                views.append(region.view)
-        if later:
-            found, owners = self._map_parts([want[1:] for want in later])
-            views.extend(owners)
-            for (index, *_), address in zip(later, found, strict=True):
-                addresses[index] = address
-        return Deferred(addresses, views)
+        raise GuestMemoryError("this build of vhost maps all guest memory in advance")
 
     @abstractmethod
     def _map(self, spec: RegionSpec, fd: int | None) -> Region:
         # Map one region whose numbers have been checked. The descriptor stays the caller's.
         raise NotImplementedError
 
-    def _map_parts(
-        self, parts: Sequence[tuple[Region, int, int, bool]]
-    ) -> tuple[list[int], Sequence[memoryview]]:
-        # Map parts (region, offset, bytes, write) of regions that have no view: for each its host address and
-        # its view, which keeps it mapped. Only for builds that make such regions.
+    def _map_part(self, region: Region, offset: int, n: int, write: bool) -> tuple[memoryview, int]:
+        # Map part of a region that has no view: the part's view, which keeps it mapped, and its host address.
+        # Only for builds that make such regions.
         raise NotImplementedError
+
+    def _ring(self, region: Region, offset: int, n: int, clear: int | None) -> RingAccess:
+        return RingAccess(*self._use(region, offset, n, write=True))
 
     def _use(self, region: Region, offset: int, n: int, write: bool) -> tuple[memoryview, int]:
         _check_writable(region, offset, n, write)
         if region.view is not None:
             return region.view[offset : offset + n], region.address + offset
-        (address,), (view,) = self._map_parts([(region, offset, n, write)])
-        return view, address
+        return self._map_part(region, offset, n, write)
 
     def _view(self, region: Region, offset: int, n: int, write: bool) -> memoryview:
         view, _ = self._use(region, offset, n, write)

@@ -205,6 +205,7 @@ def _cdata(regions: tuple[Region, ...]) -> Any:
         entry.uaddr = region.spec.user_addr
         entry.host = ffi.cast("uint8_t *", region.address)
         entry.guard = region.guard
+        entry.domid = region.spec.domid if region.view is None else 0
         entry.writable = region.writable
 
     # C holds bare host pointers: with the regions as part of its destructor, the table keeps them mapped.

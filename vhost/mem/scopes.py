@@ -5,7 +5,7 @@ Each holds views, and views hold their mapping: what is in use stays mapped afte
 is unmapped with its last user. Knows nothing of how memory was mapped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, final
@@ -58,13 +58,16 @@ class RingAccess:
     """Memory of a ring: contiguous, writable, mapped until closed, whatever happens to its region.
 
     Not safe for use by several threads at once.
+
+    :param closed: called when it is given back, after the view is gone.
     """
 
-    __slots__ = ("_view", "_address")
+    __slots__ = ("_view", "_address", "_closed")
 
-    def __init__(self, view: memoryview, address: int) -> None:
+    def __init__(self, view: memoryview, address: int, closed: Callable[[], None] | None = None) -> None:
         self._view: memoryview | None = view
         self._address = address
+        self._closed = closed
 
     @property
     def address(self) -> int:
@@ -87,9 +90,12 @@ class RingAccess:
 
     def close(self) -> None:
         """Give the memory back. Closing twice is harmless."""
-        if self._view is not None:
-            self._view.release()
-            self._view = None
+        view, self._view = self._view, None
+        closed, self._closed = self._closed, None
+        if view is not None:
+            view.release()
+        if closed is not None:
+            closed()
 
     def __enter__(self) -> Self:
         return self
@@ -100,27 +106,36 @@ class RingAccess:
 
 @final
 class Deferred:
-    """Memory mapped for one batch of requests: host addresses, in the order they were wanted.
+    """Memory made reachable for a batch of requests: good until closed, or until the last reference is gone.
 
-    The addresses are good until closed, or until the last reference is gone.
+    :param views: what keeps it so.
+    :param store: brings what was written into copies to where the guest finds it.
     """
 
-    __slots__ = ("addresses", "_views")
+    __slots__ = ("_views", "_store")
 
-    def __init__(self, addresses: list[int], views: Sequence[memoryview]) -> None:
-        #: Host addresses; empty once closed.
-        self.addresses = addresses
+    def __init__(self, views: Sequence[object], store: Callable[[int], None] | None = None) -> None:
         self._views = tuple(views)
+        self._store = store
 
     @property
-    def views(self) -> tuple[memoryview, ...]:
-        """What keeps the memory mapped; none once closed."""
+    def views(self) -> tuple[object, ...]:
+        """What keeps the memory reachable; none once closed."""
         return self._views
+
+    def store(self, copies: int) -> None:
+        """Bring what the device wrote to the guest; before :meth:`close`.
+
+        :param copies: what ``vh_grants_written`` counted when it cut the pieces to what was written.
+        :raises GuestMemoryError: a grant cannot be written; some of the others may have been.
+        """
+        if self._store is not None:
+            self._store(copies)
 
     def close(self) -> None:
         """Give the memory back, which unmaps grants. Closing twice is harmless."""
-        self.addresses = []
         self._views = ()
+        self._store = None
 
     def __enter__(self) -> Self:
         return self

@@ -67,6 +67,8 @@ class Queue:
         self.size = layout.size
         #: While true, pop() returns nothing: the ring is about to stop.
         self.pausing = False
+        #: Chains that cannot be returned, because the guest took back what their answers were for.
+        self.lost = 0
         self._memory = memory
         self._rings = rings
         self._closed = False
@@ -158,9 +160,9 @@ class Queue:
             return
         if batch.mapped is not None:
             # The grants of a batch are mapped in one call, and given back before the driver hears of it.
-            if next(batch.left(), None) is not None:
+            if lib.vh_batch_left(batch.cdata):
                 return
-            batch.release()
+            self._give_back(batch)
         lib.vh_push(self._q, batch.cdata)
         if not batch.cdata.pending:
             batch.release()
@@ -208,23 +210,28 @@ class Queue:
         self._q.popped -= len(batch)
 
     def _map_all(self, batch: Batch) -> int:
-        # Buffers in grant regions, all of the batch in one call; before them their indirect tables.
-        assert self._table is not None
+        # Buffers in grant regions, all of the batch together; before them their indirect tables.
         b, n = batch.cdata, len(batch)
         if b.n_tables:
-            tables = [b.defer[i] for i in range(b.n_defer) if b.defer[i].iov == 0xFFFFFFFF]
-            with self._memory.map_deferred(self._table, [(t.gpa, t.len, False) for t in tables]) as mapped:
-                for table, address in zip(tables, mapped.addresses, strict=True):
-                    table.host = ffi.cast("void *", address)
+            with self._memory.map_deferred(b.defer, b.n_tables):
                 n = lib.vh_expand(self._q, b)
         if n > 0 and b.n_defer:
-            wants = [b.defer[i] for i in range(b.n_defer)]
-            batch.mapped = self._memory.map_deferred(
-                self._table, [(want.gpa, want.len, bool(want.write)) for want in wants]
-            )
-            for want, address in zip(wants, batch.mapped.addresses, strict=True):
-                b.iov[want.iov].base = ffi.cast("void *", address)
+            batch.mapped = self._memory.map_deferred(b.defer, b.n_defer)
+            lib.vh_batch_place(b)
         return n
+
+    def _give_back(self, batch: Batch) -> None:
+        assert batch.mapped is not None
+        try:
+            if copies := lib.vh_grants_written(batch.cdata):
+                batch.mapped.store(copies)
+        except GuestMemoryError as error:
+            # Those whose answers arrived are the driver's again; for the others there is no way back.
+            self.lost += lib.vh_grants_lose(batch.cdata)
+            batch.release()
+            lib.vh_push(self._q, batch.cdata)
+            raise VirtqueueError(f"queue {self.index}: {error}") from error
+        batch.release()
 
     def _error(self) -> str:
         first, second = self._q.info
