@@ -122,7 +122,9 @@ class EventChannels(Handle):
             self._result(self._library.xenevtchn_unmask(handle, port), f"unmask port {port}")
 
     def restrict(self, domid: int) -> None:
-        """Let this handle bind ports to one domain only from now on; that cannot be undone.
+        """Let this handle only bind to ports of one domain from now on; that cannot be undone.
+
+        Afterwards other domains, new unbound ports and virtual interrupts are EACCES.
 
         :raises OSError: EINVAL: domain 0, or no number of a domain; EACCES: it is restricted already.
         """

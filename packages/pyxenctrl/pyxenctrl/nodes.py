@@ -213,7 +213,7 @@ class Nodes(ABC):
     def set_permissions(self, path: str, permissions: Sequence[tuple[int, Access]]) -> None:
         """Set a node's owner, what everybody may, and what single domains may.
 
-        :raises OSError: ENOENT: no such node; EACCES: we are not its owner.
+        :raises OSError: ENOENT: no such node, or no such domain; EACCES: we are not its owner.
         """
         entries = (_Permission * len(permissions))(*(_Permission(*entry) for entry in permissions))
         with self._live() as handle:
