@@ -5,6 +5,7 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyxenctrl import PAGE_SIZE, Privcmd, Protection, is_privcmd
-from pyxenctrl.privcmd import MMAPBATCH_V2, RESTRICT
+from pyxenctrl.privcmd import _BATCH, _DOMAIN, MMAPBATCH_V2, RESTRICT
 
 READ = Protection.READ
 PAGES = 4
@@ -52,8 +53,10 @@ def mapped(address: int) -> str:
 
 
 def test_the_numbers_of_the_requests() -> None:
-    assert ioc("P", 4, 32) == MMAPBATCH_V2
-    assert ioc("P", 6, 2) == RESTRICT
+    assert ioc("P", 4, _BATCH.size) == MMAPBATCH_V2
+    assert ioc("P", 6, _DOMAIN.size) == RESTRICT
+    # struct privcmd_mmapbatch_v2: u32 at 0, u16 at 4, then 64 bits each.
+    assert _BATCH.pack(1, 2, 3, 4, 5) == struct.pack("<IH2xQQQ", 1, 2, 3, 4, 5)
 
 
 def test_what_is_not_the_device(tmp_path: Path) -> None:
