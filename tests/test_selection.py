@@ -19,7 +19,7 @@ import pytest
 import vhost
 from vhost.mem import SELECTED
 
-from .xen import fakes
+from .xen.standin import fakes
 
 OTHER = "xen" if SELECTED == "unix" else "unix"
 # Where the checkout has it; a source distribution does not.

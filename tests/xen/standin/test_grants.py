@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from vhost._core import ffi, lib
+from tests.xen.batch import BIT, Batch
+from vhost._core import ffi
 from vhost.errors import GuestMemoryError, UnmappedError
 from vhost.mem import Deferred, GuestMemory, Memory, RegionSpec
 from vhost.mem.grants import MAX_GRANTS
@@ -19,7 +20,6 @@ from vhost.mem.xen import XenMemory
 from .fakes import FakeGnttab
 
 GRANT, NO_ADVANCE, NO_ADVANCE_OLD = 0x2, 0x100, 0x8
-BIT = 1 << 63
 READ, BOTH = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 
 
@@ -162,53 +162,6 @@ def test_spans_that_fail_half_way_leave_nothing(gnttab: FakeGnttab) -> None:
         memory.spans(BIT | 0x10FFE, 4)
     assert (gnttab.maps, gnttab.pages) == (1, 0), "also while the exception is held"
     assert "Invalid argument" in str(caught.value)
-
-
-class Batch:
-    """A batch whose pieces lie in grants, each in a chain of its own, as the C core leaves it."""
-
-    def __init__(self, *wants: tuple[int, int, bool], domids: tuple[int, ...] = (5,)) -> None:
-        n = len(wants)
-        self.chain = ffi.new("struct vh_chain[]", n)
-        self.defer = ffi.new("struct vh_defer[]", n)
-        self.iov = ffi.new("struct vh_iov[]", n)
-        for i, (gpa, length, write) in enumerate(wants):
-            self.defer[i] = {
-                "gpa": BIT | gpa,
-                "len": length,
-                "write": write,
-                "chain": i,
-                "iov": i,
-                "domid": domids[i % len(domids)],
-            }
-        self.cdata = ffi.new(
-            "struct vh_batch *",
-            {"n": n, "n_defer": n, "chain": self.chain, "defer": self.defer, "iov": self.iov},
-        )
-        self.n = n
-
-    def reach(self, memory: GuestMemory) -> Deferred:
-        deferred = memory.map_deferred(self.defer, self.n)
-        lib.vh_batch_place(self.cdata)
-        return deferred
-
-    def at(self, index: int) -> int:
-        """Host address of a piece."""
-        return int(ffi.cast("uintptr_t", self.iov[index].base))
-
-    def read(self, index: int) -> bytes:
-        return ctypes.string_at(self.at(index), self.defer[index].len)
-
-    def write(self, index: int, data: bytes) -> None:
-        """As a device does: the bytes, and how many there are."""
-        ctypes.memmove(self.at(index), data, len(data))
-        self.chain[index].written = len(data)
-
-    def done(self, deferred: Deferred) -> None:
-        """Store and unmap, as a queue does when all chains are complete."""
-        with deferred:
-            if copies := lib.vh_grants_written(self.cdata):
-                deferred.store(copies)
 
 
 def memory_with(**options: int) -> GuestMemory:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The Xen libraries' stand-ins for tests without Xen: built from tests/xen/fake, loaded before vhost.mem is.
+"""Stand-ins of the Xen libraries: built from the C files here, loaded before vhost.mem is.
 
 The bindings find them by soname like the real ones: in this process because a library with that soname is
 loaded already, in processes it starts through LD_LIBRARY_PATH.
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     # Importing vhost.mem loads the Xen libraries, and so comes after load().
     pass
 
-SOURCES = Path(__file__).parent / "fake"
+SOURCES = Path(__file__).parent
 LIBRARIES = ("xengnttab", "xenforeignmemory")
 
 
 class Call(ctypes.Structure):
-    """One successful map or unmap of grants, see tests/xen/fake/xengnttab.c."""
+    """One successful map or unmap of grants, see tests/xen/standin/xengnttab.c."""
 
     _fields_ = [
         ("ref", ctypes.c_uint32),
@@ -32,7 +32,7 @@ class Call(ctypes.Structure):
 
 
 class FakeGnttab(ctypes.Structure):
-    """``struct fake_gnttab``, see tests/xen/fake/xengnttab.c for what each field means."""
+    """``struct fake_gnttab``, see tests/xen/standin/xengnttab.c for what each field means."""
 
     _fields_ = [
         ("memory", ctypes.c_int32),
@@ -68,7 +68,7 @@ class FakeGnttab(ctypes.Structure):
 
 
 class FakeForeign(ctypes.Structure):
-    """``struct fake_foreign``, see tests/xen/fake/xenforeignmemory.c for what each field means."""
+    """``struct fake_foreign``, see tests/xen/standin/xenforeignmemory.c for what each field means."""
 
     _fields_ = [
         ("memory", ctypes.c_int32),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
 /*
  * A libxengnttab for tests without Xen. Every domain's memory is one file; grant reference n is its page n.
- * What the tests set and read is in fake_gnttab, see tests/xen/fakes.py for the same in ctypes.
+ * What the tests set and read is in fake_gnttab, see fakes.py here for the same in ctypes.
  */
 #define _GNU_SOURCE
 #include <errno.h>

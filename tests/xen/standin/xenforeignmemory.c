@@ -2,7 +2,7 @@
 /*
  * A libxenforeignmemory for tests without Xen: frame n of every domain is page n of one file, which may start
  * at a base. As the real one, it succeeds when single pages fail and reports them in err[]; those pages raise SIGBUS when touched.
- * What the tests set and read is in fake_foreign, see tests/xen/fakes.py for the same in ctypes.
+ * What the tests set and read is in fake_foreign, see fakes.py here for the same in ctypes.
  */
 #define _GNU_SOURCE
 #include <errno.h>
