@@ -71,7 +71,8 @@ class Control(Handle):
         :param max_maptrack_frames: pages for keeping track of what it maps itself; -1 likewise.
         :param emulation: what Xen emulates for an HVM domain, nothing of which a PV domain gets.
         :param handle: its UUID; a random one otherwise.
-        :raises OSError: EINVAL: a combination that Xen does not have; ENOMEM; EPERM: this domain may not.
+        :raises OSError: EOPNOTSUPP, EINVAL: a combination that Xen does not have; ENOMEM; EPERM: this domain
+            may not.
         """
         hvm = kind is DomainKind.HVM
         wanted = self._layout(
@@ -85,7 +86,7 @@ class Control(Handle):
         )
         wanted.handle[:] = [*(handle or uuid.uuid4()).bytes]
         domid = _U32(0)  # the hypervisor chooses
-        what = f"create a {kind.name} domain"
+        what = f"create a domain of the kind {kind.name}"
         self._call("domain_create", ctypes.byref(domid), ctypes.byref(wanted), what=what)
         return domid.value
 

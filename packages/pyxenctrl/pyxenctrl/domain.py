@@ -44,7 +44,7 @@ class Emulation(enum.IntFlag):
     #: What a PVH domain has.
     PVH = LAPIC
     #: What a domain with a device model for a PC has.
-    PC = LAPIC | HPET | PM | RTC | IOAPIC | PIC | VGA | IOMMU | PIT
+    PC = LAPIC | HPET | PM | RTC | IOAPIC | PIC | VGA | IOMMU | PIT | USE_PIRQ
 
 
 class ShutdownReason(enum.IntEnum):
