@@ -24,8 +24,9 @@ READ_ONLY = 128  # pages from here on are granted read-only
 
 
 def mappings() -> list[str]:
-    """Lines of /proc/self/maps that are Xen's devices."""
-    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/xen/" in line]
+    """Lines of /proc/self/maps that are memory of other domains."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in lines if line.endswith(("/dev/xen/gntdev", "/dev/xen/privcmd"))]
 
 
 @pytest.fixture(autouse=True)
@@ -247,8 +248,9 @@ def test_a_batch_with_a_bad_piece_leaves_nothing(puppet: Puppet, way: dict[str, 
         batch.write(0, b"good" * 1024)
         batch.write(1, b"bad!" * 1024)
         batch.done(deferred)  # and here if it is copied
-    if "copied" in WAYS and way == WAYS["copied"]:
+    if way is WAYS["copied"]:
         assert bytes(puppet.memory[10 * PAGE : 11 * PAGE]) == b"good" * 1024, "the others arrive"
+    memory.ring(BIT | at(0), 16).close()  # what the cache has of the other direction goes with the ring
     assert puppet.grants_in_use() == []
 
 
@@ -283,11 +285,13 @@ def test_a_domain_that_dies_under_a_batch(control: Control, way: dict[str, int])
         deferred = batch.reach(memory)
         puppet.close()
         batch.write(0, b"last words")
-        if way in (WAYS["copied"],):
+        if way is WAYS["copied"]:
             with pytest.raises(GuestMemoryError, match="cannot copy"):
                 batch.done(deferred)
         else:
             batch.done(deferred)
         memory._grants.forget()
         with pytest.raises(GuestMemoryError, match="the guest's grants cannot be used"):
-            late.done(late.reach(memory))
+            deferred = late.reach(memory)
+            late.write(0, b"too late")
+            late.done(deferred)
