@@ -5,6 +5,7 @@ Imports anywhere, Xen or not. Pages are Xen's: 4096 bytes.
 """
 
 from pyxenctrl.control import Control
+from pyxenctrl.devicemodel import DeviceModel
 from pyxenctrl.domain import DomainInfo, DomainKind
 from pyxenctrl.evtchn import EventChannels
 from pyxenctrl.foreignmemory import ForeignMapping, ForeignMemory, ResourceKind, ResourceMapping
@@ -13,6 +14,8 @@ from pyxenctrl.gnttab import GrantMapping, GrantTable
 from pyxenctrl.grantcopy import CopySegment
 from pyxenctrl.guest import P2m, machine_frames
 from pyxenctrl.handle import PAGE_SIZE, Protection
+from pyxenctrl.ioreq import BufferedIoreqPage, IoreqPage, IoRequest
+from pyxenctrl.ioreqserver import IoreqServer
 from pyxenctrl.nodes import Access, Permission
 from pyxenctrl.privcmd import Privcmd, is_privcmd
 from pyxenctrl.store import Event, Store, Transaction
@@ -37,6 +40,11 @@ __all__ = (
     "Event",
     "Access",
     "Permission",
+    "DeviceModel",
+    "IoreqServer",
+    "IoreqPage",
+    "BufferedIoreqPage",
+    "IoRequest",
     "Control",
     "DomainKind",
     "DomainInfo",

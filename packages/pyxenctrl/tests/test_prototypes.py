@@ -17,6 +17,7 @@ BINDINGS = [
     ("gntshr", "xengnttab.h", "xengntshr_"),
     ("foreignmemory", "xenforeignmemory.h", "xenforeignmemory_"),
     ("evtchn", "xenevtchn.h", "xenevtchn_"),
+    ("devicemodel", "xendevicemodel.h", "xendevicemodel_"),
     ("nodes", "xenstore.h", "xs_"),
 ]
 
@@ -30,10 +31,14 @@ CTYPES = {
     "unsigned int": ctypes.c_uint,
     "unsigned long": ctypes.c_ulong,
     "size_t": ctypes.c_size_t,
+    "uint8_t": ctypes.c_uint8,
+    "uint16_t": ctypes.c_uint16,
     "uint32_t": ctypes.c_uint32,
+    "uint64_t": ctypes.c_uint64,
     "xen_pfn_t": ctypes.c_uint64,
     "domid_t": ctypes.c_uint16,
     "evtchn_port_t": ctypes.c_uint32,
+    "ioservid_t": ctypes.c_uint16,
     "xenevtchn_port_or_error_t": ctypes.c_int,
     "xs_transaction_t": ctypes.c_uint32,
 }

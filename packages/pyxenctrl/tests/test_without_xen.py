@@ -44,6 +44,7 @@ def test_importing_loads_no_library() -> None:
         ("GrantShare", "libxengnttab.so.1", "libxengnttab1"),
         ("ForeignMemory", "libxenforeignmemory.so.1", "libxenforeignmemory1"),
         ("EventChannels", "libxenevtchn.so.1", "libxenevtchn1"),
+        ("DeviceModel", "libxendevicemodel.so.1", "libxendevicemodel1"),
         ("Store", "libxenstore.so.4", "libxenstore4"),
     ],
 )
