@@ -34,19 +34,24 @@ def run_xen(arguments: argparse.Namespace) -> int:
     """pytest or a shell in dom0; the status is pytest's, or 70 if dom0 was lost."""
     results = arguments.results or Path(tempfile.mkdtemp(prefix="vhost-xen-"))
     results.mkdir(parents=True, exist_ok=True)
+    wanted = None if arguments.shell else xen.paths(arguments.arguments)
     try:
-        return xen.run(
+        status = xen.run(
             xen.RELEASES[arguments.xen],
             results.resolve(),
-            None if arguments.shell else xen.paths(arguments.arguments),
+            wanted,
             seconds=arguments.seconds,
             options=arguments.xen_option,
         )
     except LostDom0 as lost:
         print(f"lab: {lost}", file=sys.stderr)
-        return LOST
-    finally:
-        print(f"lab: results are in {results}")
+        status = LOST
+    if (coverage := results / "coverage.txt").exists():
+        # All of it where all tests have run.
+        lines = coverage.read_text().splitlines()
+        print("lab: coverage in dom0", *(lines[-1:] if arguments.arguments else lines), sep="\n")
+    print(f"lab: Xen {arguments.xen}: status {status}; the results are in {results}")
+    return status
 
 
 def shell(disks: list[Path]) -> int:

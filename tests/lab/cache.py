@@ -8,10 +8,11 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ("folder", "kept", "locked")
+__all__ = ("expire", "folder", "kept", "locked")
 
 
 def folder() -> Path:
@@ -34,7 +35,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
     """``folder()/name``. If it is not there, ``make`` fills a new folder that then takes the name: what
-    exists under the name is complete.
+    exists under the name is complete. Its time of modification is that of its last use.
     """
     place = folder() / name
     with locked(place):
@@ -47,4 +48,14 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
+        os.utime(place)
     return place
+
+
+def expire(names: str, seconds: float) -> None:
+    """Removes the folders whose names fit the pattern ``names`` and that nobody has used for so long."""
+    for place in folder().glob(names):
+        if place.is_dir():
+            with locked(place):
+                if place.exists() and place.stat().st_mtime < time.time() - seconds:
+                    shutil.rmtree(place)

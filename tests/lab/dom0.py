@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.console import last_words
 from tests.lab.process import Process
 from tests.lab.userland import Userland
 
@@ -69,6 +70,8 @@ class Dom0:
         :returns: the status of what ran in dom0.
         :raises LostDom0: it has none, or it took more than ``seconds``.
         """
+        status = self.results / "status"
+        status.unlink(missing_ok=True)
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             environment = {"QEMU_MODULE_DIR": str(self.qemu.root / "usr/lib/x86_64-linux-gnu/qemu")}
@@ -86,7 +89,6 @@ class Dom0:
                 ended = process.wait(seconds)
             except TimeoutError:
                 raise self.lost(f"still runs after {seconds:.0f} s", process) from None
-        status = self.results / "status"
         if ended != ENDED or not status.exists():
             raise self.lost(f"crashed after {time.monotonic() - started:.0f} s (QEMU: {ended})", process)
         if (value := int(status.read_text())) == LOST:
@@ -95,10 +97,10 @@ class Dom0:
 
     def lost(self, what: str, process: Process) -> LostDom0:
         # The error, with all last words.
-        parts = [f"dom0 {what}", f"--- end of {process.log.name}", process.tail()]
-        if self.console.exists():
-            parts += [f"--- end of {self.console.name}", tail(self.console, 40)]
-        return LostDom0("\n".join(parts))
+        text = [f"dom0 {what}", *last_words(self.console)]
+        if last := process.tail():
+            text += [f"{process.log.name}:", last]
+        return LostDom0("\n".join(text))
 
     def command(self, terminal: bool) -> list[str | os.PathLike[str]]:
         """QEMU's command line."""
@@ -108,21 +110,31 @@ class Dom0:
             *((tag, folder, "readonly=on,multidevs=remap") for tag, folder in self.shares.items()),
             ("results", self.results, "writeout=immediate"),
         ]
+        console = f"file,path={quoted(self.console)}"
+        if terminal:
+            console = f"stdio,mux=on,signal=off,logfile={quoted(self.console)}"
         arguments: list[str | os.PathLike[str]] = [
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-L", data / "qemu", "-L", data / "seabios"),
             *("-accel", "tcg", "-cpu", CPU, "-m", str(whole)),
             *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"),
-            *("-serial", "mon:stdio" if terminal else f"file:{self.console}"),
+            *("-chardev", f"{console},id=console", "-serial", "chardev:console"),
             *("-kernel", self.xen),
             *("-append", " ".join((XEN, f"dom0_mem={own}M,max:{own}M", *self.options))),
             # Multiboot modules, separated by a comma; what follows the file's name is its command line.
             *("-initrd", f"{self.kernel} {LINUX},{self.initramfs}"),
         ]
+        if terminal:
+            arguments += ["-mon", "chardev=console"]
         for tag, folder, options in shares:
-            arguments += ["-fsdev", f"local,id={tag},path={folder},security_model=none,{options}"]
+            arguments += ["-fsdev", f"local,id={tag},path={quoted(folder)},security_model=none,{options}"]
             arguments += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
         return self.qemu.command("usr/bin/qemu-system-x86_64", *arguments)
+
+
+def quoted(path: Path) -> str:
+    # As the value of an option of QEMU's, where a comma ends a value.
+    return str(path).replace(",", ",,")
 
 
 @contextlib.contextmanager
@@ -151,7 +163,3 @@ def followed(file: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def tail(file: Path, lines: int) -> str:
-    return "\n".join(file.read_text(errors="replace").splitlines()[-lines:])

@@ -6,7 +6,6 @@ crashes, hangs or vanishes (:class:`LostGuest`, with the last words of its conso
 """
 
 import base64
-import re
 import select
 import socket
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.console import last_words
 from tests.lab.prerequisites import tool
 from tests.lab.process import Process
 from tests.lab.qmp import Qmp
@@ -197,14 +197,7 @@ class Guest:
 
     def _lost(self, what: str) -> LostGuest:
         self.lost = True
-        text = [f"after {self.seconds:.1f} s the guest {what}"]
-        if self.console.exists():
-            console = self.console.read_text(errors="replace").splitlines()
-            faults = [
-                number for number, line in enumerate(console) if re.search("Kernel panic|BUG:|Oops:", line)
-            ]
-            recent = max(0, len(console) - 40)
-            text += ["console.log:", *console[min([recent, *faults[-1:]]) :]]
+        text = [f"after {self.seconds:.1f} s the guest {what}", *last_words(self.console)]
         for process in (self.process, *self._witnesses):
             text += [f"{process.log.name}:", process.tail()]
         return LostGuest("\n".join(text))

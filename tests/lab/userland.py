@@ -44,15 +44,18 @@ class Userland:
         *arguments: str | os.PathLike[str],
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-    ) -> None:
+    ) -> str:
         """Runs the userland's Python on this machine.
 
+        :returns: its standard output.
         :raises subprocess.CalledProcessError: its status is not 0.
         """
         mine = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         mine |= {"PYTHONHOME": str(self.root / "usr"), **(environment or {})}
         command = self.command(f"usr/bin/python{self.python_version}", *arguments)
-        subprocess.run(command, env=mine, cwd=cwd, check=True)
+        return subprocess.run(
+            command, env=mine, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
 
     def compile(self, folder: Path) -> None:
         """Compiles the Python modules in ``folder`` for good: a machine does not even look for changes."""

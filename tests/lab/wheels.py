@@ -19,14 +19,20 @@ from tests.lab import cache
 from tests.lab.prerequisites import Missing
 from tests.lab.userland import Userland
 
-__all__ = ("CHECKOUT", "own_layer", "test_layer")
+__all__ = ("CHECKOUT", "own_layer", "packages", "test_layer")
 
 CHECKOUT = Path(__file__).parents[2]
 # What the wheels are made of.
 SOURCES = ("csrc", "vhost", "packages", "LICENSES", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
 PROJECTS = (".", "packages/vhost-xen", "packages/pyxenctrl")
 MADE = ("__pycache__", "*.pyc", "*.egg-info", "*.so", "_core.c", "build")
+OLD_SECONDS = 24 * 3600
 TOOLS = ("pytest >= 8", "pytest-timeout", "coverage >= 7.10")
+
+
+def packages(userland: Userland, layer: Path) -> Path:
+    """The folder of a layer in which Python finds packages."""
+    return layer / f"usr/local/lib/python{userland.python_version}/dist-packages"
 
 
 def test_layer(userland: Userland) -> Path:
@@ -58,7 +64,10 @@ def own_layer(userland: Userland) -> Path:
     def make(place: Path) -> None:
         install(userland, place, cache.kept(f"wheels-{mark}", build).glob("*.whl"), "--no-deps")
 
-    return cache.kept(f"python{userland.python_version}-own-{mark}", make)
+    layer = cache.kept(f"python{userland.python_version}-own-{mark}", make)
+    for names in ("wheels-*", "python*-own-*"):  # of other states of the checkout
+        cache.expire(names, OLD_SECONDS)
+    return layer
 
 
 def sources() -> Iterator[Path]:
@@ -90,9 +99,8 @@ def build(place: Path) -> None:
 
 def install(userland: Userland, layer: Path, wanted: Iterable[str | Path], *options: str) -> None:
     # Installs into a layer for the userland's Python and compiles there, by that Python.
-    version = userland.python_version
-    target = layer / f"usr/local/lib/python{version}/dist-packages"
-    binary = ("--only-binary=:all:", "--implementation", "cp", "--python-version", version)
+    target = packages(userland, layer)
+    binary = ("--only-binary=:all:", "--implementation", "cp", "--python-version", userland.python_version)
     pip("install", "--no-compile", "--target", target, *binary, *options, *wanted)
     scripts = layer / "usr/local/bin"
     if (target / "bin").exists():

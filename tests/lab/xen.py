@@ -2,8 +2,6 @@
 """The lab under Xen: a Debian root of its own for dom0, the wheels of the Xen build in it, pytest on top."""
 
 import gzip
-import importlib
-import importlib.util
 import shlex
 import shutil
 import tempfile
@@ -12,23 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import wheels
+from tests.lab.coverage import CONFIGURATION, report
 from tests.lab.dom0 import Dom0
 from tests.lab.initramfs import Initramfs
 from tests.lab.kernel import Kernel, debian_kernel
 from tests.lab.userland import Userland, debian
 from tests.lab.wheels import CHECKOUT
+from tests.lab.xen_guest import write_guest
 
 __all__ = ("RELEASES", "Release", "emulator", "paths", "run")
 
-HERE = Path(__file__).parent
+INIT, DOM0 = (Path(__file__).with_name(name) for name in ("dom0-init.sh", "dom0.sh"))
+TESTS = ("tests", "packages/pyxenctrl/tests")
 MODULES = ("virtio_pci", "9p", "9pnet_virtio", "overlay")
 PYTEST = (
-    "-p",
-    "pytest_timeout",
-    "-p",
-    "no:cacheprovider",
-    "--import-mode=append",
+    *("-p", "pytest_timeout", "-p", "no:cacheprovider", "--import-mode=append"),
     "--junitxml=/results/junit.xml",
+)
+# Programs of dom0's root, besides Xen's.
+PROGRAMS = (
+    *("base-files", "bash", "busybox-static", "coreutils", "dash", "findutils", "grep", "kmod", "less"),
+    *("libc-bin", "mount", "ncurses-base", "procps", "python3", "sed", "util-linux"),
 )
 
 
@@ -42,26 +44,8 @@ class Release:
     @property
     def packages(self) -> tuple[str, ...]:
         """What dom0's root is made of, with all that these depend on."""
-        return (
-            *(
-                f"xen-utils-{self.version}",
-                f"xen-hypervisor-{self.version}-amd64",
-                "xenstore-utils",
-                "python3",
-            ),
-            *(
-                "base-files",
-                "bash",
-                "busybox-static",
-                "coreutils",
-                "dash",
-                "findutils",
-                "grep",
-                "kmod",
-                "libc-bin",
-            ),
-            *("less", "mount", "ncurses-base", "procps", "sed", "util-linux"),
-        )
+        xen = (f"xen-utils-{self.version}", f"xen-hypervisor-{self.version}-amd64", "xenstore-utils")
+        return (*xen, *PROGRAMS)
 
     def userland(self) -> Userland:
         """Dom0's root."""
@@ -92,51 +76,64 @@ def run(
     *,
     seconds: float,
     options: Sequence[str] = (),
+    checkout: Path = CHECKOUT,
 ) -> int:
     """Boots dom0 and runs pytest there, or a shell on the terminal if ``arguments`` are None.
 
-    :param results: an existing folder for junit.xml, the logs, and the coverage data.
+    :param results: an existing folder for junit.xml, the logs, and coverage; those of an earlier run go.
     :param arguments: for pytest; what they name is relative to the checkout.
     :param seconds: how long the machine may run.
     :param options: more for Xen's command line.
+    :param checkout: where the tests and pytest's settings are.
     :returns: the status of pytest.
     :raises LostDom0: dom0 crashed or hangs.
     :raises Missing: something the lab needs is not on this machine.
     """
-    for name in ("junit.xml", "pytest.log", "status"):
-        (results / name).unlink(missing_ok=True)  # of an earlier run
+    for pattern in ("junit.xml", "*.log", "coverage.*"):
+        for old in results.glob(pattern):
+            old.unlink()
     root, kernel = release.userland(), debian_kernel()
+    own = wheels.own_layer(root)
     with tempfile.TemporaryDirectory(prefix="vhost-lab-") as folder:
         work = Path(folder)
         (hypervisor,) = (root.root / "boot").glob(f"xen-{release.version}-*.gz")
         (work / "xen").write_bytes(gzip.decompress(hypervisor.read_bytes()))
         write_initramfs(root, kernel, work / "initramfs.cpio")
-        fill_lab(work / "lab", kernel, arguments)
+        lab = work / "lab"
+        copy_tests(checkout, lab / "checkout")
+        for script in (DOM0, CONFIGURATION):
+            shutil.copyfile(script, lab / script.name)
+        shutil.copyfile(kernel.image, lab / "vmlinuz")
+        write_guest(kernel, lab / "guest.cpio")
+        if arguments is not None:
+            (lab / "arguments").write_text(shlex.join((*PYTEST, *arguments)))
         dom0 = Dom0(
             qemu=emulator(),
             xen=work / "xen",
-            kernel=kernel.image,
+            kernel=lab / "vmlinuz",
             initramfs=work / "initramfs.cpio",
             shares={
                 "root": root.root,
                 "tests": wheels.test_layer(root),
-                "own": wheels.own_layer(root),
+                "own": own,
                 "modules": (kernel.root / "lib/modules").resolve(),
-                "lab": work / "lab",
+                "lab": lab,
             },
             results=results,
             options=options,
         )
         if arguments is None:
             return dom0.run(seconds, terminal=True)
-        return dom0.run(seconds, follow=results / "pytest.log")
+        status = dom0.run(seconds, follow=results / "pytest.log")
+    report(root, own, results)
+    return status
 
 
 def write_initramfs(root: Userland, kernel: Kernel, target: Path) -> None:
     # Enough to mount the shares.
     made = Initramfs()
-    made.device("/dev/console", 5, 1)
-    made.file("/init", (HERE / "dom0-init.sh").read_bytes(), 0o755)
+    made.device("/dev/console", 5, 1)  # the kernel opens it before the first program runs
+    made.file("/init", INIT.read_bytes(), 0o755)
     made.file("/bin/busybox", (root.root / "usr/bin/busybox").read_bytes(), 0o755)
     modules = kernel.modules(MODULES)
     for name, content in modules.items():
@@ -145,17 +142,10 @@ def write_initramfs(root: Userland, kernel: Kernel, target: Path) -> None:
     made.write(target)
 
 
-def fill_lab(lab: Path, kernel: Kernel, arguments: Sequence[str] | None) -> None:
-    # The folder /lab of dom0. The tests are copied: dom0 does not see changes in a folder that it has read.
-    lab.mkdir()
-    checkout = lab / "checkout"
-    for name in ("tests", "packages/pyxenctrl/tests"):
-        shutil.copytree(CHECKOUT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(CHECKOUT / "pyproject.toml", checkout / "pyproject.toml")
-    shutil.copyfile(HERE / "dom0.sh", lab / "dom0.sh")
-    shutil.copyfile(HERE / "coveragerc", lab / "coveragerc")
-    shutil.copyfile(kernel.image, lab / "vmlinuz")
-    if importlib.util.find_spec("tests.lab.xen_guest"):
-        importlib.import_module("tests.lab.xen_guest").write_guest(kernel, lab / "guest.cpio")
-    if arguments is not None:
-        (lab / "arguments").write_text(shlex.join((*PYTEST, *arguments)))
+def copy_tests(checkout: Path, target: Path) -> None:
+    # A copy, since dom0 does not see changes in a folder that it has read.
+    target.mkdir(parents=True)
+    for name in TESTS:
+        if (checkout / name).exists():
+            shutil.copytree(checkout / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(checkout / "pyproject.toml", target / "pyproject.toml")
