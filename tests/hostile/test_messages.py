@@ -116,7 +116,7 @@ REFUSED = [
     Bad("descriptor of a directory", "call descriptor .* 'd'", SET_VRING_CALL, U64.pack(0), "directory"),
     Bad("descriptor of a device", "err descriptor .* 'c'", SET_VRING_ERR, U64.pack(0), "null"),
     Bad("feature not offered", r"0x400000000 were not offered", SET_FEATURES, U64.pack(0x4_7000_0000)),
-    Bad("protocol feature not offered", r"0x20000 were not", SET_PROTOCOL_FEATURES, U64.pack(1 << 17 | 8)),
+    Bad("protocol feature not offered", r"0x10000 were not", SET_PROTOCOL_FEATURES, U64.pack(1 << 16 | 8)),
     Bad(
         "overlap in guest memory",
         "SET_MEM_TABLE.*overlap",

@@ -6,7 +6,14 @@ from vhost.errors import DeviceError, ProtocolError
 from vhost.mem import Memory
 from vhost.protocol import ProtocolFeature, VirtioFeature
 
-__all__ = ("check_device", "check_xen", "offered_only", "protocol_features", "virtio_features")
+__all__ = (
+    "check_device",
+    "check_xen",
+    "offered_only",
+    "offered_protocol_features",
+    "protocol_features",
+    "virtio_features",
+)
 
 # The index of a ring in a message that carries a descriptor has 8 bits.
 _MAX_QUEUES = 256
@@ -43,6 +50,22 @@ def offered_only(features: int, offer: int) -> int:
     """
     if extra := features & ~offer:
         raise ProtocolError(f"the bits {extra:#x} were not offered; the offer is {offer:#x}")
+    return features
+
+
+def offered_protocol_features(features: int, device: Device) -> int:
+    """The protocol features a front-end has chosen.
+
+    :raises ProtocolError: among them are some it was not offered, or XEN_MMAP is needed and not among them.
+    """
+    offer = protocol_features(device)
+    if features & ~offer & ProtocolFeature.XEN_MMAP:
+        raise ProtocolError(
+            f"XEN_MMAP ({ProtocolFeature.XEN_MMAP:#x}): this is the default build of vhost, which maps "
+            f"memory that comes as files and no memory of Xen guests; for these: pip install 'vhost[xen]'"
+        )
+    offered_only(features, offer)
+    check_xen(features, "protocol features")
     return features
 
 

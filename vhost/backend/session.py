@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vhost.backend.addresses import RingAddresses
-from vhost.backend.offer import check_xen, offered_only, protocol_features, virtio_features
+from vhost.backend.offer import (
+    check_xen,
+    offered_only,
+    offered_protocol_features,
+    protocol_features,
+    virtio_features,
+)
 from vhost.backend.ring import Ring, Runner
 from vhost.devices.device import Device
 from vhost.errors import ProtocolError, VhostError
@@ -165,8 +171,7 @@ class Session:
 
     @_handles(fe.SetProtocolFeatures, before_owner=True)
     def _set_protocol_features(self, message: fe.SetProtocolFeatures, request: Request) -> None:
-        features = offered_only(message.features, protocol_features(self.device))
-        check_xen(features, "protocol features")
+        features = offered_protocol_features(message.features, self.device)
         log.info("%s: protocol features %#x negotiated", self.device.name, features)
 
     @_handles(fe.GetQueueNum, before_owner=True)

@@ -110,8 +110,10 @@ def decode_regions(data: bytes, terms: Terms, name: str) -> tuple[MemoryRegion, 
         sizes.add(_TABLE.size + _FULL_TABLE * each)
     if len(data) not in sizes:
         wanted = " or ".join(map(str, sorted(sizes)))
+        xen = not terms.xen and len(data) == _TABLE.size + count * _REGION_XEN.size
+        why = f"; regions of {_REGION_XEN.size} bytes need XEN_MMAP, which was not negotiated" if xen else ""
         raise RemoteProtocolError(
-            f"{name} with {count} regions has a payload of {len(data)} bytes, not {wanted}"
+            f"{name} with {count} regions has a payload of {len(data)} bytes, not {wanted}{why}"
         )
     return tuple(MemoryRegion.decode_from(data, _TABLE.size + i * each, terms) for i in range(count))
 

@@ -58,7 +58,10 @@ class _OneRegion(FrontendMessage):
     @classmethod
     def decode(cls, data: bytes, terms: Terms) -> Self:
         if len(data) != 8 + MemoryRegion.wire_size(terms):
-            raise cls.wrong_size(data, str(8 + MemoryRegion.wire_size(terms)))
+            wanted = str(8 + MemoryRegion.wire_size(terms))
+            if len(data) == 48:
+                wanted += "; 48 need XEN_MMAP, which was not negotiated"
+            raise cls.wrong_size(data, wanted)
         return cls(MemoryRegion.decode_from(data, 8, terms))
 
     def encode(self, terms: Terms) -> bytes:
