@@ -115,7 +115,7 @@ class DeviceModel(Handle):
         self._call("inject_msi", domid, address, data, what=what)
 
     def modified_memory(self, domid: int, first: int, count: int) -> None:
-        """Say that frames of a domain have been written, for its migration."""
+        """Say that frames of a domain have been written; of no effect unless it is being migrated."""
         what = f"mark {count} frames of domain {domid} from {first:#x} on as written"
         self._call("modified_memory", domid, first, count, what=what)
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from pyxenctrl.control import Control
-from pyxenctrl.domain import DomainKind
+from pyxenctrl.devicemodel import DeviceModel
+from pyxenctrl.domain import DomainKind, Emulation
 
 from .puppet import Puppet
 
@@ -53,4 +54,18 @@ def hvm(control: Control) -> Iterator[Puppet]:
 def pv(control: Control) -> Iterator[Puppet]:
     """A puppet whose frames are not its pages' numbers."""
     with gone_at_the_end(control, Puppet(control, DomainKind.PV)) as puppet:
+        yield puppet
+
+
+@pytest.fixture
+def model() -> Iterator[DeviceModel]:
+    """A device model handle."""
+    with DeviceModel() as model:
+        yield model
+
+
+@pytest.fixture
+def pc(control: Control) -> Iterator[Puppet]:
+    """A puppet with the interrupt controllers and the clock of a PC."""
+    with gone_at_the_end(control, Puppet(control, DomainKind.HVM, emulation=Emulation.PC)) as puppet:
         yield puppet

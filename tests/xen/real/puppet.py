@@ -9,7 +9,8 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Self
@@ -18,6 +19,7 @@ from pyxenctrl import PAGE_SIZE, ForeignMemory, Protection
 from pyxenctrl.control import Control
 from pyxenctrl.domain import DomainKind, Emulation
 from pyxenctrl.foreignmemory import ResourceKind
+from pyxenctrl.handle import Mapping
 
 BOTH = Protection.READ | Protection.WRITE
 
@@ -34,6 +36,8 @@ PER_PAGE = PAGE_SIZE // 8
 
 HEADER_BYTES = 8 + 24  # the first record of an HVM context
 END_RECORD, CPU_RECORD = 0, 2
+
+SECONDS = 20  # that anything in a domain may take
 
 
 class Cpu(ctypes.Structure):
@@ -58,6 +62,14 @@ class Cpu(ctypes.Structure):
     ]
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that happens in a domain."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def records(context: bytes) -> Iterator[tuple[int, int, bytes]]:
     """The records of an HVM context: type, instance, content."""
     at, kind = 0, -1
@@ -65,6 +77,11 @@ def records(context: bytes) -> Iterator[tuple[int, int, bytes]]:
         kind, instance, size = struct.unpack_from("<HHI", context, at)
         yield kind, instance, context[at + 8 :][:size]
         at += 8 + size
+
+
+def view(mapping: Mapping) -> memoryview:
+    """What is mapped, for as long as it is."""
+    return memoryview((ctypes.c_ubyte * mapping.size).from_address(mapping.address)).cast("B")
 
 
 class Puppet:
@@ -97,7 +114,7 @@ class Puppet:
             )
             #: Frame numbers for mapping its pages: machine frames if it is PV, else guest frames.
             self.frames: Final = tuple(frames[:pages])
-            everything = memoryview((ctypes.c_ubyte * memory.size).from_address(memory.address)).cast("B")
+            everything = view(memory)
             #: All its pages.
             self.memory: Final = everything[: pages * PAGE_SIZE]
             self._grants: Final = (ctypes.c_uint64 * REFERENCES).from_address(grants.address)
@@ -166,6 +183,12 @@ class Puppet:
         record = struct.pack("<HHI", CPU_RECORD, 0, ctypes.sizeof(cpu)) + bytes(cpu)
         self.control.set_hvm_context(self.domid, header + record + struct.pack("<HHI", END_RECORD, 0, 0))
         self.control.unpause(self.domid)
+
+    def word(self, at: int) -> int:
+        """Four bytes of its memory, as a number."""
+        value: int
+        (value,) = struct.unpack_from("<I", self.memory, at)
+        return value
 
     @property
     def halted(self) -> bool:
