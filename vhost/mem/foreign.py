@@ -7,13 +7,14 @@ device itself and cannot lay pieces out side by side without leaving a hole when
 
 import errno
 import os
+import platform
 from array import array
 from functools import partial
 from typing import Any, Final
 
 from pyxenctrl import PAGE_SIZE, Privcmd, Protection, is_privcmd
 from pyxenctrl.control import Control
-from pyxenctrl.domain import DomainKind
+from pyxenctrl.devicemodel import DeviceModel
 from pyxenctrl.guest import machine_frames
 from vhost._core import ffi, lib
 from vhost.errors import GuestMemoryError
@@ -80,17 +81,30 @@ def _open(spec: RegionSpec, fd: int | None) -> "tuple[Privcmd, range | array[int
 
 
 def _translated(spec: RegionSpec, frames: range) -> "range | array[int]":
-    with Control() as control:
-        domain = control.info(spec.domid)
-        if domain is None:
-            raise GuestMemoryError(f"{spec}: there is no domain {spec.domid}")
-        if domain.kind is not DomainKind.PV:
-            return frames
+    if not _is_pv(spec):
+        return frames
+    try:
+        with Control() as control, machine_frames(control, spec.domid) as table:
+            return table.lookup(frames.start, len(frames))
+    except (OSError, IndexError) as error:
+        raise GuestMemoryError(f"{spec}: machine frames of PV domain {spec.domid}: {error}") from error
+
+
+def _is_pv(spec: RegionSpec) -> bool:
+    # Only x86 has PV domains. No device model can serve one: unlike libxenctrl, that is asked for in the same
+    # way on every version of Xen.
+    if platform.machine() not in ("x86_64", "i686"):
+        return False
+    with DeviceModel() as model:
         try:
-            with machine_frames(control, spec.domid) as table:
-                return table.lookup(frames.start, len(frames))
-        except (OSError, IndexError) as error:
-            raise GuestMemoryError(f"{spec}: machine frames of PV domain {spec.domid}: {error}") from error
+            model.nr_vcpus(spec.domid)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                raise GuestMemoryError(f"{spec}: there is no domain {spec.domid}") from error
+            if error.errno != errno.EINVAL:
+                raise
+            return True
+    return False
 
 
 def _map_chunk(device: Privcmd, address: int, spec: RegionSpec, start: int, frames: "array[int]") -> None:

@@ -138,26 +138,27 @@ class Privcmd:
         self.close()
 
 
-class Control:
-    """As much of :class:`pyxenctrl.Control` as tells what kind of domain it is."""
-
-    def __enter__(self) -> "Control":
+class _Handle:
+    def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def info(self, domid: int) -> Any:
-        """What is known of a domain; None if there is none."""
-        from pyxenctrl.domain import DomainKind
 
+class Control(_Handle):
+    """As :class:`pyxenctrl.Control`, to be handed on."""
+
+
+class DeviceModel(_Handle):
+    """As much of :class:`pyxenctrl.DeviceModel` as tells what kind of domain it is."""
+
+    def nr_vcpus(self, domid: int) -> int:
         if state.domid >= 0 and domid != state.domid:
-            return None
-
-        class Info:
-            kind = DomainKind.HVM if state.pv is None else DomainKind.PV
-
-        return Info()
+            raise ProcessLookupError(3, f"cannot count the vCPUs of domain {domid}: No such process")
+        if state.pv is not None:
+            raise OSError(22, f"cannot count the vCPUs of domain {domid}: Invalid argument")
+        return 1
 
 
 @contextmanager
@@ -179,6 +180,7 @@ def install(patch: pytest.MonkeyPatch | None = None) -> None:
     patch = patch or pytest.MonkeyPatch()
     patch.setattr(module, "Privcmd", Privcmd)
     patch.setattr(module, "Control", Control)
+    patch.setattr(module, "DeviceModel", DeviceModel)
     patch.setattr(module, "machine_frames", machine_frames)
 
 
