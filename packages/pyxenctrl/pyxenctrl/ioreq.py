@@ -38,6 +38,7 @@ _READY, _IN_PROCESS, _ANSWERED = 1, 2, 3
 
 # struct buffered_iopage
 _POINTERS: Final = struct.Struct("<II")
+_POINTER_MASK: Final = 0xFFFFFFFF
 _BUFFERED: Final = struct.Struct("<II")
 _BUFFERED_SLOTS: Final = 511
 
@@ -167,8 +168,8 @@ class BufferedIoreqPage:
             used, size = 1, 1 << (bits >> 10 & 3)
             if size == 8:
                 used = 2
-                data |= self._slot(read + 1)[1] << 32
-            struct.pack_into("<I", self._page, 0, read + used & 0xFFFFFFFF)
+                data |= self._slot(read + 1 & _POINTER_MASK)[1] << 32
+            struct.pack_into("<I", self._page, 0, read + used & _POINTER_MASK)
             yield BufferedRequest(IoKind(bits & 0xFF), bits >> 12, data, size)
 
     def _slot(self, number: int) -> tuple[int, int]:
