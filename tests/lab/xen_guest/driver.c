@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
 /*
- * The requests of a run. A disk is written with pages that differ from each other and from run to run, several
- * requests of 4 to 32 KiB in flight, then read back and compared. Page k of the data is one page of noise,
- * turned by k * 64 bytes, with k itself as the first 8 bytes. A generator is read with one request at a time.
+ * The requests of a run. A disk is written with pages that differ from each other and from run to run, by
+ * several requests of 4 to 32 KiB in flight, then read back and compared. Page k of the data is one page of
+ * noise, turned by k * 64 bytes, with k as the first 8 bytes. A generator gets one request at a time.
  */
 #include <linux/virtio_blk.h>
 #include <stdio.h>
@@ -67,7 +67,8 @@ static void get(uint32_t *slot, uint32_t *written, uint32_t done)
 
 static void blk_submit(uint32_t slot, uint32_t type)
 {
-    struct virtio_blk_outhdr header = {.type = type, .sector = (uint64_t)request[slot].first * (PAGE / SECTOR)};
+    uint64_t sector = (uint64_t)request[slot].first * (PAGE / SECTOR);
+    struct virtio_blk_outhdr header = {.type = type, .sector = sector};
     bool reads = type == VIRTIO_BLK_T_IN;
     uint32_t data = (reads ? IN_DATA : OUT_DATA) + slot * REQUEST_PAGES;
     struct chain chain = {.n = 0};
@@ -89,8 +90,8 @@ static void blk_check(uint32_t slot, uint32_t type, uint32_t written)
     uint8_t status = group[IN].at[STATUS * PAGE + slot], page[PAGE];
 
     if (status != VIRTIO_BLK_S_OK || written != wanted)
-        die("request of type %u at page %u: status %u, %u bytes written, not %u", type, request[slot].first, status,
-            written, wanted);
+        die("request of type %u at page %u: status %u, %u bytes written, not %u", type, request[slot].first,
+            status, written, wanted);
     for (uint32_t i = 0; type == VIRTIO_BLK_T_IN && i < n; i++) {
         page_of_data(page, request[slot].first + i);
         if (memcmp(page, group[IN].at + (size_t)(IN_DATA + slot * REQUEST_PAGES + i) * PAGE, PAGE))
@@ -147,8 +148,10 @@ static uint32_t rng(void)
         get(&slot, &written, done);
         if (!written || written > n)
             die("%u bytes wanted, %u given", n, written);
-        if ((written >= 16 && !memcmp(data, nothing, written)) || memcmp(data + written, nothing, PAGE - written))
-            die("%u bytes given: all of them zero, or something behind them", written);
+        if (written >= 16 && !memcmp(data, nothing, written))
+            die("%u bytes given, all of them zero", written);
+        if (memcmp(data + written, nothing, PAGE - written))
+            die("%u bytes given, but something was written behind them", written);
         crc = crc32(crc, data, written);
     }
     return crc;
@@ -162,11 +165,9 @@ static void take_memory(void)
     pages_take(&group[RING], RING_PAGES, run, true);
     pages_take(&group[OUT], OUT_DATA + CHAINS * REQUEST_PAGES, run, false);
     pages_take(&group[IN], IN_DATA + CHAINS * REQUEST_PAGES, run, true);
-    if (!run->foreign) {
-        for (size_t i = 0, end = 0; i < GROUPS; i++)
-            end = pages_describe(&group[i], names[i], areas, end, sizeof areas);
-        publish("areas", "%s", areas);
-    }
+    for (size_t i = 0, end = 0; i < GROUPS; i++)
+        end = pages_describe(&group[i], names[i], areas, end, sizeof areas);
+    publish("areas", "%s", areas);
     publish("ring", "%x %llx %llx %llx", QUEUE, (unsigned long long)group[RING].address[0],
             (unsigned long long)group[RING].address[1], (unsigned long long)group[RING].address[2]);
 }

@@ -7,7 +7,7 @@
  * for the options of the next run. Names in xenstore are below data/RUN/, RUN counts from 0:
  *
  *   ring      "SIZE DESCRIPTORS AVAIL USED", addresses of the three parts
- *   areas     lines "GROUP ADDRESS BYTES": all that is granted; groups are ring, out and in
+ *   areas     lines "GROUP ADDRESS BYTES": all memory of the run; groups are ring, out and in
  *   port      event channel for kicks and calls, with driver.events=1
  *   ready     written after the others: a back-end may start
  *   progress  bytes done, now and then

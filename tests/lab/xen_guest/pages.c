@@ -56,7 +56,7 @@ static void grant(struct pages *pages, bool device_writes)
     if (ioctl(gntalloc, IOCTL_GNTALLOC_ALLOC_GREF, &request.alloc))
         die("cannot grant %u pages: %s", pages->n, strerror(errno));
     pages->index = request.alloc.index;
-    memcpy(refs, request.room + offsetof(struct ioctl_gntalloc_alloc_gref, gref_ids), sizeof refs[0] * pages->n);
+    memcpy(refs, request.room + offsetof(struct ioctl_gntalloc_alloc_gref, gref_ids), sizeof refs);
     for (uint32_t i = 0; i < pages->n; i++)
         pages->address[i] = GRANT_BIT | (uint64_t)refs[i] * PAGE;
     pages->at = mmap(NULL, (size_t)pages->n * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, gntalloc,
@@ -68,14 +68,14 @@ static void grant(struct pages *pages, bool device_writes)
 static void lock(struct pages *pages)
 {
     uint64_t entry[MAX_PAGES];
+    ssize_t size = (ssize_t)(pages->n * sizeof entry[0]);
 
     pages->at = mmap(NULL, (size_t)pages->n * PAGE, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED | MAP_POPULATE, -1, 0);
     if (pages->at == MAP_FAILED)
         die("cannot lock %u pages: %s", pages->n, strerror(errno));
     memset(pages->at, 0, (size_t)pages->n * PAGE);
-    if (pread(pagemap, entry, pages->n * sizeof entry[0], (off_t)((uintptr_t)pages->at / PAGE * sizeof entry[0])) !=
-        (ssize_t)(pages->n * sizeof entry[0]))
+    if (pread(pagemap, entry, (size_t)size, (off_t)((uintptr_t)pages->at / PAGE * sizeof entry[0])) != size)
         die("cannot read /proc/self/pagemap: %s", strerror(errno));
     for (uint32_t i = 0; i < pages->n; i++) {
         if (!(entry[i] & PRESENT) || !(entry[i] & FRAME_MASK))

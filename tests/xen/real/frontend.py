@@ -7,12 +7,14 @@ It knows where memory and rings are, and passes that on; it has no guest memory,
 import os
 import select
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pyxenctrl import EventChannels
 from vhost.frontend.link import Link
 from vhost.frontend.wait import wait
 from vhost.protocol import (
@@ -42,7 +44,7 @@ from vhost.protocol import (
 
 __all__ = (
     *("FEATURES", "FOREIGN", "GRANT", "GRANT_BIT", "NO_ADVANCE", "NO_ADVANCE_8", "PROTOCOL_FEATURES"),
-    *("Frontend", "RingPlace", "region"),
+    *("EventBridge", "Frontend", "RingPlace", "region"),
 )
 
 FOREIGN, GRANT, NO_ADVANCE = 0x1, 0x2, 0x100
@@ -182,6 +184,49 @@ class Frontend:
         answer = self.tell(GetConfig(offset, size, 0))
         assert isinstance(answer, ConfigReply), answer
         return answer.data
+
+
+class EventBridge:
+    """Turns events of a driver's domain into kicks of a ring, and calls into events, in a thread of its own.
+
+    A context manager; the ring must have been started before, and must not be closed inside.
+
+    :param domid: the driver's domain.
+    :param port: that it has made for this one.
+    :raises OSError: there is no such port.
+    """
+
+    def __init__(self, frontend: Frontend, domid: int, port: int, index: int = 0) -> None:
+        self.kicks = self.calls = 0
+        self._frontend, self._index = frontend, index
+        self._channels = EventChannels()
+        self._port = self._channels.bind_interdomain(domid, port)
+        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._carry, name="event bridge")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.eventfd_write(self._end, 1)
+        self._thread.join()
+        os.close(self._end)
+        self._channels.close()
+
+    def _carry(self) -> None:
+        call = self._frontend.call_fd(self._index)
+        while self._end not in (ready := select.select([self._end, self._channels, call], [], [])[0]):
+            if self._channels in ready:
+                self._channels.unmask(self._channels.pending())
+                self._frontend.kick(self._index)
+                self.kicks += 1
+            if call in ready:
+                os.eventfd_read(call)
+                self._channels.notify(self._port)
+                self.calls += 1
 
 
 def readable(fd: int, seconds: float) -> bool:

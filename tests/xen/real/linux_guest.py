@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pyxenctrl import Control, Store
+
 from .frontend import RingPlace
 
 __all__ = ("MEMORY", "LinuxGuest", "LostGuest")
@@ -23,7 +25,6 @@ MEMORY = 128 << 20
 BOOT_SECONDS = 240
 WORK_SECONDS = 240
 COMMAND_SECONDS = 120
-POLL_SECONDS = 0.2
 
 CONFIGURATION = """\
 name = "{name}"
@@ -70,16 +71,20 @@ class LinuxGuest:
             )
         )
         log = work / f"{self.name}.log"
+        # "-e": no process of xl stays. Its status says little: it was seen to abort when the domain was up.
+        argv: list[str | os.PathLike[str]] = ["xl", "create", "-e", configuration]
         with open(log, "wb") as output:
-            # "-e": no process of xl stays behind. Its status says little: it has been seen to abort when the
-            # domain was up.
-            argv: list[str | os.PathLike[str]] = ["xl", "create", "-e", configuration]
             subprocess.run(argv, stdout=output, stderr=output, timeout=COMMAND_SECONDS, check=False)
         found = xl("domid", self.name)
         if found is None:
             raise LostGuest(f"xl has made no domain {self.name}:\n{log.read_text(errors='replace')}")
         self.domid = int(found)
-        self._console: int | None = None
+        self._console = -1
+        self._control = Control()
+        self._store = Store()
+        self._home = self._store.domain_path(self.domid)
+        self._store.watch(f"{self._home}/data", "told")
+        self._store.watch("@releaseDomain", "ended")
 
     def __enter__(self) -> Self:
         return self
@@ -91,9 +96,11 @@ class LinuxGuest:
 
     def destroy(self) -> None:
         """Ends the domain, whatever it does; it can be called again."""
-        if self._console is not None:
+        if self._console >= 0:
             os.close(self._console)
-            self._console = None
+            self._console = -1
+        self._store.close()
+        self._control.close()
         xl("destroy", str(self.domid))
 
     # ---- a run of the driver ----
@@ -114,10 +121,7 @@ class LinuxGuest:
         return int(self.value("port"), 16)
 
     def result(self) -> list[str]:
-        """What the driver says in the end, in words; the first is ``ok``.
-
-        :raises LostGuest: it is not.
-        """
+        """What the driver says in the end, in words; the first is ``ok`` if it is content."""
         return self.wait("result", WORK_SECONDS).split()
 
     def release(self) -> int:
@@ -138,20 +142,20 @@ class LinuxGuest:
     def wait(self, name: str, seconds: float) -> str:
         """A value of this run, once it is there.
 
-        :raises LostGuest: the driver has given up, or it takes longer than ``seconds``.
+        :raises LostGuest: the driver has given up, the domain has ended, or it takes longer than ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        while True:
+        while (value := self.read(name)) is None:
             result = self.read("result")
             if result is not None and not result.startswith("ok"):
                 raise self._lost(f"says: {result}")
-            if (value := self.read(name)) is not None:
-                return value
-            if time.monotonic() > deadline:
-                raise self._lost(
-                    f"has published no {name!r} after {seconds} s, progress {self.read('progress')}"
-                )
-            time.sleep(POLL_SECONDS)
+            domain = self._control.info(self.domid)
+            if domain is None or domain.dying or domain.shutdown is not None:
+                raise self._lost(f"has ended: {domain}")
+            left = deadline - time.monotonic()
+            if left < 0 or self._store.read_watch(left) is None:
+                raise self._lost(f"has no {name!r} after {seconds} s, progress {self.read('progress')}")
+        return value
 
     def value(self, name: str) -> str:
         """A value of this run that is there."""
@@ -161,25 +165,20 @@ class LinuxGuest:
 
     def read(self, name: str) -> str | None:
         """A value of this run, None if it is not there."""
-        done = command("xenstore-read", "-R", self._path(name))
-        return done.stdout.decode() if done.returncode == 0 else None
+        value = self._store.read(f"{self._home}/data/{self.run}/{name}")
+        return None if value is None else value.decode()
 
     def write(self, name: str, value: str) -> None:
         """Tells the driver something."""
-        done = command("xenstore-write", self._path(name), value)
-        if done.returncode:
-            raise self._lost(f"cannot be told {name!r}: {done.stderr.decode()}")
-
-    def _path(self, name: str) -> str:
-        return f"/local/domain/{self.domid}/data/{self.run}/{name}"
+        self._store.write(f"{self._home}/data/{self.run}/{name}", value.encode())
 
     def _lost(self, what: str) -> LostGuest:
         return LostGuest(f"{self.name}, run {self.run}, {what}\nconsole:\n{self._console_text()}")
 
     def _console_text(self) -> str:
         # What xenconsoled has kept for whoever looks at the console.
-        if self._console is None:
-            path = command("xenstore-read", f"/local/domain/{self.domid}/console/tty").stdout.decode().strip()
+        if self._console < 0:
+            path = self._store.read(f"{self._home}/console/tty")
             if not path:
                 return "(none)"
             self._console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -195,11 +194,8 @@ def words(options: dict[str, str | int]) -> str:
     return " ".join(f"driver.{name}={value}" for name, value in options.items())
 
 
-def command(*argv: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(argv, capture_output=True, timeout=COMMAND_SECONDS, check=False)
-
-
 def xl(*arguments: str) -> str | None:
     # What xl prints, None if it fails.
-    done = command("xl", *arguments)
-    return done.stdout.decode().strip() if done.returncode == 0 else None
+    argv = ["xl", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
