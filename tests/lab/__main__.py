@@ -25,8 +25,8 @@ def fetch() -> int:
     print(archive.unpacked(["libblkio1"], "trixie"))
     print(xen.emulator().root)
     for release in xen.RELEASES.values():
-        print(release.userland().root)
-        print(wheels.test_layer(release.userland()))
+        userland = release.userland()
+        print(userland.root, wheels.test_layer(userland), wheels.own_layer(userland), sep="\n")
     return 0
 
 

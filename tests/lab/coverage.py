@@ -8,7 +8,7 @@ from tests.lab.userland import Userland
 
 __all__ = ("CONFIGURATION", "report")
 
-CONFIGURATION = Path(__file__).with_name("coveragerc")
+CONFIGURATION = Path(__file__).with_name("dom0-coverage.txt")
 
 
 def report(userland: Userland, own: Path, results: Path) -> Path | None:

@@ -25,7 +25,7 @@ echo 'autoballoon="off"' > /etc/xen/xl.conf
 echo "lab: Xen's services are up, $(cut -d' ' -f1 /proc/uptime) s"
 
 export VHOST_XEN=1 VHOST_EXPECT_MEM=xen PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
-export PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8 COVERAGE_FILE=/tmp/coverage.part COVERAGE_RCFILE=/lab/coveragerc
+export PYTHONUNBUFFERED=1 LC_ALL=C.UTF-8 COVERAGE_FILE=/tmp/coverage.part COVERAGE_RCFILE=/lab/dom0-coverage.txt
 cd /lab/checkout || lost "no checkout"
 if [ -e /lab/arguments ]; then
     eval "set -- $(cat /lab/arguments)"

@@ -26,6 +26,8 @@ MODULES = ("virtio_pci", "9p", "9pnet_virtio", "overlay")
 PYTEST = (
     *("-p", "pytest_timeout", "-p", "no:cacheprovider", "--import-mode=append"),
     "--junitxml=/results/junit.xml",
+    # An emulated processor is slow, a busy machine makes it slower.
+    *("-o", "timeout=300", "-o", "faulthandler_timeout=240"),
 )
 # Programs of dom0's root, besides Xen's.
 PROGRAMS = (
