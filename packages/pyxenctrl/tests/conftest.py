@@ -2,6 +2,7 @@
 """Libraries that only note what they are asked for."""
 
 import ctypes
+import platform
 from collections.abc import Callable
 
 import pytest
@@ -37,8 +38,9 @@ class Recorder:
 
 
 @pytest.fixture
-def recorder() -> Recorder:
-    """A library that notes what it is asked for; its handles are 1."""
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """A library that notes what it is asked for, as on x86-64; its handles are 1."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     recorder = Recorder()
     for name in ("xc_interface_open", "xendevicemodel_open"):
         recorder.functions[name] = lambda *_: 1

@@ -76,6 +76,7 @@ def test_there_are_layouts_of_these_versions() -> None:
     assert sorted(layouts.LAYOUTS) == VERSIONS
 
 
+@pytest.mark.usefixtures("recorder")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_structures_are_those_of_the_headers(version: Version) -> None:
     structure = layouts.layout(version)
@@ -83,6 +84,7 @@ def test_structures_are_those_of_the_headers(version: Version) -> None:
     assert (ctypes.sizeof(DomainInfoRecord), offsets(DomainInfoRecord)) == (112, INFO)
 
 
+@pytest.mark.usefixtures("recorder")
 @pytest.mark.parametrize("version", [(4, 16), (4, 21), (5, 17)])
 def test_an_unknown_version_is_refused(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "running", lambda: version)
