@@ -20,6 +20,7 @@ SONAME: Final = "libxengnttab.so.1"
 
 _U32 = ctypes.c_uint32
 _U32S = ctypes.POINTER(ctypes.c_uint32)
+_ARRAYS = (array, memoryview)
 _HANDLE, _ADDRESS, _PROTECTION = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
 
 #: What is called, by name without ``xengnttab_``.
@@ -34,6 +35,10 @@ FUNCTIONS: Final[dict[str, Prototype]] = {
     "set_max_grants": (ctypes.c_int, (_HANDLE, _U32)),
     "grant_copy": (ctypes.c_int, (_HANDLE, _U32, ctypes.POINTER(CopySegment))),
 }
+
+SEGMENT_SIZE: Final = ctypes.sizeof(CopySegment)
+# Where a segment's status is, counted in items of its size.
+STATUS_FIELD: Final = CopySegment.status.offset // CopySegment.status.size
 
 #: No byte to clear, no port to notify: the -1 of the C interface.
 NONE: Final = 0xFFFFFFFF
@@ -138,26 +143,24 @@ class GrantTable(Mapper):
             address = self._library.xengnttab_map_domain_grant_refs(handle, count, domid, numbers, protection)
             return self._made(address, [domid], refs, protection)
 
-    def copy(self, segments: "ctypes.Array[CopySegment]") -> None:
+    def copy(self, segments: "ctypes.Array[CopySegment] | memoryview") -> None:
         """Copy between memory of this process and granted pages without mapping them.
 
         Each segment's ``status`` tells how it went, also when this raises: the others were copied all the
         same. Memory of this process must be its own, no mapping of another domain's.
 
+        :param segments: an array of them, or a writable buffer with the same content.
         :raises OSError: a segment failed (the first is named), or, EINVAL and EFAULT, the kernel refused one
             for its form or for its memory here; it is then unknown which were copied.
         """
+        view = memoryview(segments)
+        count = view.nbytes // SEGMENT_SIZE
+        first = CopySegment.from_buffer(view) if count else None
         with self._live() as handle:
-            if self._library.xengnttab_grant_copy(handle, len(segments), segments):
-                raise failure(f"cannot copy {len(segments)} segments from or to grants")
-        for index, segment in enumerate(segments):
-            if segment.status:
-                status = Status.of(segment.status)
-                raise OSError(
-                    status.errno,
-                    f"cannot copy {segment} (segment {index} of {len(segments)}): "
-                    f"{status.words} (GNTST_{status.name.lower()})",
-                )
+            if self._library.xengnttab_grant_copy(handle, count, first):
+                raise failure(f"cannot copy {count} segments from or to grants")
+        if any(memoryview(view.tobytes()).cast("h")[STATUS_FIELD :: SEGMENT_SIZE // 2]):
+            raise _not_copied((CopySegment * count).from_buffer(view))
 
     def set_max_grants(self, count: int) -> None:
         """Limit how many grants this handle may map; new kernels accept and ignore it.
@@ -187,10 +190,21 @@ class GrantTable(Mapper):
             raise failure("cannot close the grant table handle")
 
 
-def _numbers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_uint32]":
-    # The C array of some numbers: their own memory if it is one already.
-    if isinstance(values, array | memoryview):
+def _not_copied(segments: "ctypes.Array[CopySegment]") -> OSError:
+    # The exception for the first of them that failed.
+    index, segment = next((index, segment) for index, segment in enumerate(segments) if segment.status)
+    status = Status.of(segment.status)
+    return OSError(
+        status.errno,
+        f"cannot copy {segment} (segment {index} of {len(segments)}): "
+        f"{status.words} (GNTST_{status.name.lower()})",
+    )
+
+
+def _numbers(values: Sequence[int]) -> "ctypes.c_uint32 | ctypes.Array[ctypes.c_uint32]":
+    # Some numbers as C has them: their own memory, by its first item, if they are an array already.
+    if isinstance(values, _ARRAYS):
         view = memoryview(values)
-        if view.format == "I" and view.c_contiguous and not view.readonly:
-            return (_U32 * len(view)).from_buffer(view)
+        if view.format == "I" and view.nbytes and view.c_contiguous and not view.readonly:
+            return _U32.from_buffer(view)  # an array's type would have to be made for each length
     return (_U32 * len(values)).from_buffer(array("I", values))

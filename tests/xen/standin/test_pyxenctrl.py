@@ -162,6 +162,19 @@ def test_copying_both_ways(gnttab: FakeGnttab, guest: int) -> None:
     assert (gnttab.copies, gnttab.segments, gnttab.bytes, gnttab.maps) == (2, 2, 26, 0)
 
 
+def test_segments_in_a_buffer(gnttab: FakeGnttab, guest: int) -> None:
+    os.pwrite(guest, b"from the guest", 2 * 4096 + 10)
+    got = bytearray(14)
+    each = segments(*(CopySegment.from_grant(5, ref, 10, address_of(got), 14) for ref in (2, 256)))
+    buffer = bytearray(bytes(each))
+    with GrantTable() as table:
+        table.copy(memoryview(buffer)[: ctypes.sizeof(CopySegment)])
+        assert (got, gnttab.segments) == (b"from the guest", 1)
+        with pytest.raises(OSError, match="segment 1 of 2"):
+            table.copy(memoryview(buffer))
+    assert [segment.status for segment in (CopySegment * 2).from_buffer(buffer)] == [0, -3]
+
+
 def test_a_piece_that_cannot_be_copied_is_named(gnttab: FakeGnttab) -> None:
     gnttab.read_only = 4
     got = bytearray(1)
