@@ -4,6 +4,8 @@
  * reference in the bits from 12 on, and the offset in its page. Says which are copied and which are mapped, and
  * fills the arrays of the calls; the calls themselves are Python's, one of each kind for a batch.
  */
+#include <string.h>
+
 #include "core.h"
 
 enum { PAGE = 4096, PACKED = 1024, SOURCE_GRANT = 1, DEST_GRANT = 2 };
@@ -124,7 +126,10 @@ static uint64_t copies(const struct vh_defer *d, uint32_t len, struct vh_copy *s
     return n;
 }
 
-/* Give the copied pieces their place in `bounce`, which begins a page; describe the copies from the guest. */
+/*
+ * Give the copied pieces their place in `bounce`, which begins a page; describe the copies from the guest. What the
+ * device is to write begins as zeros: no guest gets what was another's, whatever the device leaves out.
+ */
 void vh_grants_fetch(struct vh_defer *d, uint32_t n, void *bounce, struct vh_copy *segments)
 {
     uint64_t at = 0;
@@ -135,7 +140,9 @@ void vh_grants_fetch(struct vh_defer *d, uint32_t n, void *bounce, struct vh_cop
         at = bounce_place(&d[i], at);
         d[i].host = (char *)bounce + at;
         at += d[i].len;
-        if (!d[i].write)
+        if (d[i].write)
+            memset(d[i].host, 0, d[i].len);
+        else
             segments += copies(&d[i], d[i].len, segments);
     }
 }

@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any, Final, final
 from weakref import ref
 
-from pyxenctrl import PAGE_SIZE, CopySegment, GrantMapping, GrantTable, Protection
+from pyxenctrl import PAGE_SIZE, GrantMapping, GrantTable, Protection
 from vhost._core import ffi, lib
 from vhost.errors import GuestMemoryError
+from vhost.mem.bounce import BouncePool
 from vhost.mem.grantcache import GrantCache
 from vhost.mem.regions import RegionSpec, host_view
 from vhost.mem.retry import retry
@@ -36,6 +37,8 @@ COPY_EACH: Final = 1024
 #: Bytes that are copied at most to save the second map call of a batch that reads and writes.
 COPY_ALL: Final = 256 * 1024
 
+_BOTH: Final = Protection.READ | Protection.WRITE
+
 
 @final
 class Grants:
@@ -50,6 +53,7 @@ class Grants:
         self._copy_each = copy_each
         self._copy_all = 0 if cache else copy_all
         self._cache = GrantCache(cache) if cache else None
+        self._bounces = BouncePool()
         self._table: ref[GrantTable] | None = None
 
     @property
@@ -108,11 +112,9 @@ class Grants:
                     views.append(self._map_pieces(pieces, n, write, count, plan.mixed))
             if not plan.bounce:
                 return Deferred(views)
-            # A page more, so that it can begin with one; zeroed, so that no guest gets what was another's.
-            space = ffi.new("uint8_t[]", plan.bounce + PAGE_SIZE)
-            start = int(ffi.cast("uintptr_t", space))
+            space, start = self._bounces.take(plan.bounce)
             segments = ffi.new("struct vh_copy[]", plan.segments)
-            lib.vh_grants_fetch(pieces, n, ffi.cast("void *", start + -start % PAGE_SIZE), segments)
+            lib.vh_grants_fetch(pieces, n, ffi.cast("void *", start), segments)
             self._copy(segments, plan.segments)
         except BaseException:
             views.clear()  # the traceback must not keep grants mapped
@@ -137,9 +139,8 @@ class Grants:
         return view
 
     def _map(self, call: Callable[[Protection], GrantMapping], write: bool) -> tuple[memoryview, int]:
-        protection = Protection.READ | Protection.WRITE if write else Protection.READ
         try:
-            mapping = retry(partial(call, protection), errno.EAGAIN)
+            mapping = retry(partial(call, _BOTH if write else Protection.READ), errno.EAGAIN)
         except OSError as error:
             raise _unusable(error) from error
         return host_view(mapping.address, mapping.size, partial(_unmap, mapping)), mapping.address
@@ -156,9 +157,8 @@ class Grants:
     def _copy(self, segments: Any, count: int) -> None:
         if not count:
             return
-        address = int(ffi.cast("uintptr_t", segments))
         try:
-            self.table.copy((CopySegment * count).from_address(address))
+            self.table.copy(memoryview(ffi.buffer(segments)))
         except OSError as error:
             raise _unusable(error) from error
 

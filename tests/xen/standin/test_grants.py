@@ -257,6 +257,31 @@ def test_what_was_not_written_is_not_copied_back(memory: GuestMemory, gnttab: Fa
     assert gnttab.segments == 1
 
 
+def test_memory_for_copies_is_used_again_and_begins_as_zeros(memory: GuestMemory, gnttab: FakeGnttab) -> None:
+    first, second = Batch((0x50000, 512, True)), Batch((0x51000, 500, True))
+    deferred = first.reach(memory)
+    first.write(0, b"x" * 512)
+    first.done(deferred)
+    with second.reach(memory):
+        assert second.at(0) == first.at(0)
+        assert second.read(0) == bytes(500)
+    assert gnttab.pages == 0
+
+
+def test_memory_for_copies_is_not_used_again_while_somebody_looks_at_it(memory: GuestMemory) -> None:
+    first, second = Batch((0x50000, 512, True)), Batch((0x51000, 512, True))
+    deferred = first.reach(memory)
+    first.write(0, b"seen")
+    views = deferred.views
+    deferred.close()
+    with second.reach(memory):
+        assert second.at(0) != first.at(0)
+    assert first.read(0)[:4] == b"seen"
+    del views
+    with second.reach(memory):
+        assert second.at(0) == first.at(0)
+
+
 def test_a_batch_of_two_domains_is_still_one_call(gnttab: FakeGnttab) -> None:
     gnttab.domid = -1
     memory = memory_with(copy_each=0)
