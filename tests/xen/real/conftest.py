@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Domains for the tests; each must be gone at the end, which it is not while anything of it is mapped."""
+"""Domains for the tests; each must be gone at the end, which it is not while anything of it is mapped.
+
+And daemons to serve them, which are started once: to start takes longer than all that a test does with them.
+"""
 
 import gc
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +18,10 @@ from pyxenctrl.devicemodel import DeviceModel
 from pyxenctrl.domain import DomainKind, Emulation
 
 from .puppet import Puppet
+from .watch import Watch, watched
 
 GONE_SECONDS = 10
+IMAGE_BYTES = 64 << 20
 
 
 @contextmanager
@@ -22,7 +29,8 @@ def gone_at_the_end(control: Control, puppet: Puppet) -> Iterator[Puppet]:
     """Destroys a puppet, and fails if it is held by a page that something still has mapped."""
     with puppet:
         yield puppet
-    gc.collect()  # what a failed test's frames hold
+    if control.info(puppet.domid) is not None:
+        gc.collect()  # what a failed test's frames hold
     deadline = time.monotonic() + GONE_SECONDS
     while control.info(puppet.domid) is not None:
         assert time.monotonic() < deadline, f"domain {puppet.domid} is still there: a page of it is mapped"
@@ -69,3 +77,34 @@ def pc(control: Control) -> Iterator[Puppet]:
     """A puppet with the interrupt controllers and the clock of a PC."""
     with gone_at_the_end(control, Puppet(control, DomainKind.HVM, emulation=Emulation.PC)) as puppet:
         yield puppet
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A folder for sockets and images, for whoever they are; its path is short, as a socket's must be."""
+    with tempfile.TemporaryDirectory(prefix="vhost-") as path:
+        Path(path).chmod(0o777)
+        yield Path(path)
+
+
+@pytest.fixture(scope="session")
+def rng(folder: Path) -> Iterator[Watch]:
+    """A random number generator."""
+    with watched("vhost-rng", work=folder) as watch:
+        yield watch
+
+
+@pytest.fixture(scope="session")
+def image(folder: Path) -> Path:
+    """The image of the disk."""
+    path = folder / "disk.img"
+    with open(path, "wb") as file:
+        file.truncate(IMAGE_BYTES)
+    return path
+
+
+@pytest.fixture(scope="session")
+def blk(folder: Path, image: Path) -> Iterator[Watch]:
+    """A disk."""
+    with watched("vhost-blk", "--blk-file", image, "--serial", "a disk", work=folder) as watch:
+        yield watch

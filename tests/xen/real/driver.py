@@ -26,7 +26,8 @@ class Driver:
     """A ring of `size` entries and `slots` requests, each with an area to read from and one to write to.
 
     :param flags: xen flags of the memory's regions; they decide what addresses are.
-    :param span: bytes of each area, whole pages.
+    :param span: bytes of each area that the device reads, whole pages.
+    :param room: bytes of each area that it writes, whole pages; by default as many.
     :param table_len: descriptors of an indirect table for each entry; 0: chains are direct.
     """
 
@@ -38,20 +39,23 @@ class Driver:
         size: int = 64,
         slots: int = 32,
         span: int = PAGE,
+        room: int | None = None,
         table_len: int = 0,
     ) -> None:
-        self.puppet, self.flags, self.slots, self.span = puppet, flags, slots, span
+        self.puppet, self.flags, self.slots = puppet, flags, slots
+        self._span, self._room = span, span if room is None else room
         layout = RingLayout(size)
-        areas = slots * span // PAGE
-        self._writable, self._readable = DATA, DATA + areas  # first pages of the areas
-        self._tables = self._readable + areas
+        #: First pages of the areas that the device writes, of those that it reads, and of the tables.
+        self.writable = DATA
+        self.readable = self.writable + slots * self._room // PAGE
+        self.tables = self.readable + slots * self._span // PAGE
         tables = -(-16 * size * table_len // PAGE)
         #: Pages in use, from the first one on.
-        self.pages = self._tables + tables
+        self.pages = self.tables + tables
         assert self.pages <= puppet.pages, f"{self.pages} pages wanted"
         if flags & GRANT:
             for page in range(self.pages):
-                puppet.grant(self.ref(page), page, read_only=page >= self._readable)
+                puppet.grant(self.ref(page), page, read_only=page >= self.readable)
         memory = puppet.memory
         memory[: DATA * PAGE] = bytes(DATA * PAGE)
         self.queue = DriverQueue(
@@ -59,8 +63,8 @@ class Driver:
             memory[DESC * PAGE :][: layout.descriptor],
             memory[AVAIL * PAGE :][: layout.avail],
             memory[USED * PAGE :][: layout.used],
-            tables=memory[self._tables * PAGE :][: tables * PAGE] if tables else None,
-            tables_gpa=self.address(self._tables),
+            tables=memory[self.tables * PAGE :][: tables * PAGE] if tables else None,
+            tables_gpa=self.address(self.tables),
             table_len=table_len,
         )
         self.place = RingPlace(size, self.address(DESC), self.address(AVAIL), self.address(USED))
@@ -77,10 +81,13 @@ class Driver:
 
     def regions(self) -> list[MemoryRegion]:
         """The memory, as the front-end describes it; what is granted read-only is a region of its own."""
-        domid, parts = self.puppet.domid, [(0, self._readable), (self._readable, self.pages)]
         if self.flags != GRANT:
-            parts = [(0, self.pages)]
-        return [region(domid, self.address(a), (b - a) * PAGE, self.flags) for a, b in parts]
+            return [self.region(0, self.pages)]
+        return [self.region(0, self.readable), self.region(self.readable, self.pages)]
+
+    def region(self, first: int, end: int) -> MemoryRegion:
+        """Some of its pages as a region."""
+        return region(self.puppet.domid, self.address(first), (end - first) * PAGE, self.flags)
 
     def add(self, slot: int, readable: Sequence[bytes], writable: Sequence[int]) -> int:
         """Queues a request; returns the head of its chain.
@@ -89,12 +96,12 @@ class Driver:
         :param writable: the room it has for its answer, a descriptor each, back to back.
         """
         read, write = [], []
-        at = (self._readable * PAGE) + slot * self.span
+        at = self.readable * PAGE + slot * self._span
         for data in readable:
             self.puppet.memory[at : at + len(data)] = data
             read.append((self.address(at // PAGE) + at % PAGE, len(data)))
             at += -(-len(data) // 16) * 16
-        at = start = (self._writable * PAGE) + slot * self.span
+        at = start = self.writable * PAGE + slot * self._room
         for n in writable:
             write.append((self.address(at // PAGE) + at % PAGE, n))
             at += n
@@ -108,7 +115,7 @@ class Driver:
         for head, written in self.queue.poll():
             slot, room = self._open.pop(head)
             assert written <= room
-            start = (self._writable * PAGE) + slot * self.span
+            start = self.writable * PAGE + slot * self._room
             yield slot, bytes(self.puppet.memory[start : start + written])
 
     @property

@@ -176,8 +176,11 @@ class Frontend:
         return False
 
     def broken(self, index: int = 0, seconds: float = 0) -> bool:
-        """Whether the back-end has given a ring up, now or in so many seconds."""
-        return readable(self._errors[index], seconds)
+        """Whether the back-end has given a ring up, now or in so many seconds; takes the notice of that."""
+        if readable(self._errors[index], seconds):
+            os.eventfd_read(self._errors[index])
+            return True
+        return False
 
     def config(self, offset: int, size: int) -> bytes:
         """A part of the device's configuration space."""
