@@ -88,13 +88,6 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def rng(folder: Path) -> Iterator[Watch]:
-    """A random number generator."""
-    with watched("vhost-rng", work=folder) as watch:
-        yield watch
-
-
-@pytest.fixture(scope="session")
 def image(folder: Path) -> Path:
     """The image of the disk."""
     path = folder / "disk.img"
@@ -104,7 +97,28 @@ def image(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def blk(folder: Path, image: Path) -> Iterator[Watch]:
-    """A disk."""
+def running_rng(folder: Path) -> Iterator[Watch]:
+    """A random number generator, for all tests."""
+    with watched("vhost-rng", work=folder) as watch:
+        yield watch
+
+
+@pytest.fixture(scope="session")
+def running_blk(folder: Path, image: Path) -> Iterator[Watch]:
+    """A disk, for all tests."""
     with watched("vhost-blk", "--blk-file", image, "--serial", "a disk", work=folder) as watch:
+        yield watch
+
+
+@pytest.fixture
+def rng(running_rng: Watch) -> Iterator[Watch]:
+    """A random number generator; it must be idle at the end."""
+    with running_rng.test() as watch:
+        yield watch
+
+
+@pytest.fixture
+def blk(running_blk: Watch) -> Iterator[Watch]:
+    """A disk; it must be idle at the end."""
+    with running_blk.test() as watch:
         yield watch

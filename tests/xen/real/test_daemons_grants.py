@@ -80,14 +80,20 @@ def test_a_disk_full_of_data(control: Control, blk: Watch, image: Path) -> None:
             assert blk.pages == 0
         driver.revoke()
         assert puppet.grants_in_use() == []
-    blk.settle()
 
 
 @pytest.fixture(scope="module")
-def caching(folder: Path, image: Path) -> Iterator[Watch]:
+def running_caching(folder: Path, image: Path) -> Iterator[Watch]:
     work = folder / "caching"
     work.mkdir()
     with watched("vhost-blk", "--blk-file", image, "--grant-cache", str(LIMIT), work=work) as watch:
+        yield watch
+
+
+@pytest.fixture
+def caching(running_caching: Watch) -> Iterator[Watch]:
+    """A disk that keeps grants mapped."""
+    with running_caching.test() as watch:
         yield watch
 
 

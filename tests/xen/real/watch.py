@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from tests.lab.daemons import Daemon
 
@@ -73,11 +73,19 @@ class Watch:
         """The next warning or error that was not asked for yet, which must match; waits for it."""
         deadline = time.monotonic() + SECONDS
         while not (new := self._new_complaints()):
+            assert self.daemon.running, f"it has ended:\n{self.daemon.tail()}"
             assert time.monotonic() < deadline, f"no complaint like {pattern!r}:\n{self.daemon.tail()}"
             time.sleep(POLL_SECONDS)
-        assert re.search(pattern, new[0]), f"{pattern!r} expected, not {new[0]!r}"
         self._taken += 1
+        assert re.search(pattern, new[0]), f"{pattern!r} expected, not {new[0]!r}"
         return new[0]
+
+    @contextlib.contextmanager
+    def test(self) -> Iterator[Self]:
+        """A test of its own: what the daemon has said before does not matter, and it is idle in the end."""
+        self._taken += len(self._new_complaints())
+        yield self
+        self.settle()
 
     def settle(self) -> None:
         """Waits until it serves nobody again; it must hold what it did before, and not have complained more.
