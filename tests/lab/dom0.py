@@ -62,13 +62,14 @@ class Dom0:
         """What Xen and dom0 print."""
         return self.results / "console.log"
 
-    def run(self, seconds: float, *, terminal: bool = False, follow: Path | None = None) -> int:
+    def run(self, seconds: float | None, *, terminal: bool = False, follow: Path | None = None) -> int:
         """Boots, and waits for the end.
 
+        :param seconds: how long it may take; for ever if None.
         :param terminal: the console is this process's terminal, instead of a file.
         :param follow: a file in the results whose content is copied to standard output as it grows.
         :returns: the status of what ran in dom0.
-        :raises LostDom0: it has none, or it took more than ``seconds``.
+        :raises LostDom0: it has none, or it takes longer.
         """
         status = self.results / "status"
         status.unlink(missing_ok=True)
@@ -90,7 +91,8 @@ class Dom0:
             except TimeoutError:
                 raise self.lost(f"still runs after {seconds:.0f} s", process) from None
         if ended != ENDED or not status.exists():
-            raise self.lost(f"crashed after {time.monotonic() - started:.0f} s (QEMU: {ended})", process)
+            after = f"after {time.monotonic() - started:.0f} s"
+            raise self.lost(f"is gone {after}, without a result (QEMU's status: {ended})", process)
         if (value := int(status.read_text())) == LOST:
             raise self.lost("did not get to its work", process)
         return value

@@ -106,7 +106,7 @@ def test_results_come_back_from_dom0(checkout: Path, results: Path, version: str
 
 def test_a_crash_of_dom0_is_no_failing_test(checkout: Path, results: Path) -> None:
     (checkout / "tests/xen/test_crash.py").write_text(CRASH)
-    with pytest.raises(LostDom0, match=r"(?s)crashed after .*Kernel panic - not syncing: sysrq"):
+    with pytest.raises(LostDom0, match=r"(?s)is gone after .*Kernel panic - not syncing: sysrq"):
         xen.run(RELEASES["4.17"], results, ["tests/xen", "-s"], seconds=SECONDS, checkout=checkout)
     assert "before the crash" in (results / "pytest.log").read_text()
 

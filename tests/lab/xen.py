@@ -76,7 +76,7 @@ def run(
     results: Path,
     arguments: Sequence[str] | None,
     *,
-    seconds: float,
+    seconds: float | None,
     options: Sequence[str] = (),
     checkout: Path = CHECKOUT,
 ) -> int:
@@ -84,7 +84,7 @@ def run(
 
     :param results: an existing folder for junit.xml, the logs, and coverage; those of an earlier run go.
     :param arguments: for pytest; what they name is relative to the checkout.
-    :param seconds: how long the machine may run.
+    :param seconds: how long the machine may run; for ever if None.
     :param options: more for Xen's command line.
     :param checkout: where the tests and pytest's settings are.
     :returns: the status of pytest.
