@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.lab.daemons import Daemon
 from vhost.devices.entropy import SeededSource
 from vhost.protocol import MemoryRegion, ProtocolFeature, VirtioFeature
 
@@ -31,12 +32,13 @@ from .frontend import (
     region,
 )
 from .linux_guest import MEMORY, LinuxGuest
+from .watch import Watch
 
 pytestmark = pytest.mark.timeout(900)
 
 PAGE = 4096
-BYTES = 4 << 20  # of a disk
-TAIL = 1 << 20  # of it that the driver leaves alone
+BYTES = 4 << 20  # of the disk, which is larger
+TAIL = 1 << 20  # behind them, where nothing may change
 REFS = 64 * 512  # that a domain can have: 64 frames of its grant table, the default
 RING_PAGES, ALL_PAGES = 3, 102  # granted by the driver
 
@@ -141,7 +143,7 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guests]:
 
 @pytest.fixture
 def work() -> Iterator[Path]:
-    """A folder for sockets and images; its path is short, as the name of a socket must be."""
+    """A folder for a socket, whose path must be short, and a log."""
     with tempfile.TemporaryDirectory(prefix="vhost-") as folder:
         yield Path(folder)
 
@@ -169,31 +171,38 @@ def requests(size: int, seed: int) -> int:
     return count
 
 
+def beginning(image: Path) -> bytes:
+    """What there is on the disk, a little further than the driver writes."""
+    with open(image, "rb") as file:
+        return file.read(BYTES + TAIL)
+
+
 @contextlib.contextmanager
-def disk_daemon(work: Path) -> Iterator[tuple[Path, Path]]:
-    """A running vhost-blk: its socket, and its image, which has room for more than the driver writes."""
-    image = work / "disk.img"
-    with open(image, "wb") as file:
-        file.truncate(BYTES + TAIL)
-    with daemon("vhost-blk", "--blk-file", image, work=work) as running:
-        yield running.socket, image
+def front_end(served_by: Daemon) -> Iterator[Frontend]:
+    """A session with a daemon, whose last words are told with what goes wrong inside."""
+    with Frontend(served_by.socket) as frontend:
+        try:
+            yield frontend
+        except BaseException as error:
+            error.add_note(f"{served_by.name}:\n{served_by.tail()}")
+            raise
 
 
 @pytest.mark.parametrize(
     ("domain", "kind"),
     [(domain, kind) for domain in DOMAINS for kind in KINDS if (domain, kind) != ("pv", "all-foreign")],
 )
-def test_blk(guests: Guests, domain: str, kind: str, work: Path) -> None:
+def test_blk(guests: Guests, domain: str, kind: str, blk: Watch, image: Path) -> None:
     regions, options, held, _ = KINDS[kind]
-    seed = 1 + list(KINDS).index(kind)  # what an earlier test has left behind is of another one
+    seed = 1 + list(KINDS).index(kind)  # what an earlier test has left on the disk is of another one
+    tail = beginning(image)[BYTES:]
     with (
         guests.run(domain, bytes=BYTES, seed=seed, **options) as guest,
-        disk_daemon(work) as (socket, image),
-        Frontend(socket) as frontend,
+        front_end(blk.daemon) as frontend,
     ):
         indirect = VirtioFeature.RING_INDIRECT_DESC if kind == "indirect" else 0
         frontend.negotiate(FEATURES | indirect, PROTOCOL_FEATURES | ProtocolFeature.CONFIG)
-        assert int.from_bytes(frontend.config(0, 8), "little") == (BYTES + TAIL) // 512
+        assert int.from_bytes(frontend.config(0, 8), "little") == image.stat().st_size // 512
         place = guest.ring()
         frontend.share(regions(guest))
         frontend.start(place, polled=kind != "events")
@@ -210,22 +219,20 @@ def test_blk(guests: Guests, domain: str, kind: str, work: Path) -> None:
         if held:
             frontend.share([])
         assert guest.release() == 0
-        assert image.read_bytes() == disk(BYTES, seed) + bytes(TAIL)
+        assert beginning(image) == disk(BYTES, seed) + tail
 
 
-@pytest.mark.parametrize("kind", ["on-demand", "foreign"])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_rng(guests: Guests, domain: str, kind: str, work: Path) -> None:
-    regions, options, _, _ = KINDS[kind]
+def test_rng(guests: Guests, domain: str, work: Path) -> None:
     size = 100_000
     with (
-        guests.run(domain, device="rng", bytes=size, **options) as guest,
-        daemon("vhost-rng", "--seed", "5", work=work) as running,
-        Frontend(running.socket) as frontend,
+        guests.run(domain, device="rng", bytes=size) as guest,
+        daemon("vhost-rng", "--seed", "5", work=work) as rng,
+        front_end(rng) as frontend,
     ):
         frontend.negotiate()
         place = guest.ring()
-        frontend.share(regions(guest))
+        frontend.share(on_demand(guest))
         frontend.start(place, polled=True)
         assert guest.result() == ["ok", f"{size:x}", f"{zlib.crc32(SeededSource(5)(size)):x}"]
         assert not frontend.broken()
@@ -235,19 +242,18 @@ def test_rng(guests: Guests, domain: str, kind: str, work: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["on-demand", "in-advance", "ring-in-advance"])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_grants_in_use(guests: Guests, domain: str, kind: str, work: Path) -> None:
+def test_grants_in_use(guests: Guests, domain: str, kind: str, blk: Watch) -> None:
     """The guest sees how many of its grants are in use: so the zeros above are worth something."""
     regions, options, _, running = KINDS[kind]
     with (
         guests.run(domain, bytes=64 * PAGE, **options) as guest,
-        disk_daemon(work) as (socket, _),
-        Frontend(socket) as frontend,
+        front_end(blk.daemon) as frontend,
     ):
         frontend.negotiate()
         place = guest.ring()
         frontend.share(regions(guest))
         frontend.start(place, polled=True)
-        assert guest.result()[0] == "ok"
+        assert guest.result() == ["ok", f"{64 * PAGE:x}"]
         assert guest.release() == running
         # Granted or not, what is mapped stays so until it is given back.
         assert not frontend.broken(seconds=1)
