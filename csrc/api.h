@@ -189,6 +189,14 @@ struct vh_grants {
     uint32_t mixed;    /* out: more than one domain */
 };
 
+struct vh_key { /* the same pages with the same protection: what is mapped for one piece serves the other */
+    uint32_t ref;
+    uint32_t pages;
+    uint16_t domid;
+    uint8_t write;
+    uint8_t pad;
+};
+
 int vh_grants_plan(struct vh_defer *d, uint32_t n, struct vh_grants *g);
 void vh_grants_refs(const struct vh_defer *d, uint32_t n, int write, uint32_t *refs, uint32_t *domids);
 void vh_grants_mapped(struct vh_defer *d, uint32_t n, int write, void *base);
@@ -197,6 +205,8 @@ uint64_t vh_grants_written(struct vh_batch *b);
 void vh_grants_store(const struct vh_defer *d, uint32_t n, struct vh_copy *segments);
 void vh_grants_stored(struct vh_defer *d, uint32_t n, const struct vh_copy *segments);
 uint32_t vh_grants_lose(struct vh_batch *b);
+uint32_t vh_grants_keys(const struct vh_defer *d, uint32_t n, uint64_t above, struct vh_key *keys, uint32_t *which);
+void vh_grants_kept(struct vh_defer *d, uint32_t n, const uint32_t *which, const uint64_t *pages);
 void vh_batch_place(struct vh_batch *b);
 
 /* ---- virtqueue, driver side ------------------------------------------------------------------------------ */

@@ -205,6 +205,33 @@ uint32_t vh_grants_lose(struct vh_batch *b)
     return lost;
 }
 
+/* The keys of the pieces of more than `above` bytes that are to be mapped, and which they are. Returns their number. */
+uint32_t vh_grants_keys(const struct vh_defer *d, uint32_t n, uint64_t above, struct vh_key *keys, uint32_t *which)
+{
+    uint32_t found = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (d[i].how != VH_MAP || d[i].len <= above || first_ref(&d[i]) > UINT32_MAX)
+            continue;
+        keys[found] = (struct vh_key){(uint32_t)first_ref(&d[i]), (uint32_t)pages(&d[i]), d[i].domid, d[i].write, 0};
+        which[found++] = i;
+    }
+    return found;
+}
+
+/* Of those, the pieces whose first page is at pages[] already; 0: it is not. */
+void vh_grants_kept(struct vh_defer *d, uint32_t n, const uint32_t *which, const uint64_t *pages)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        struct vh_defer *piece = &d[which[i]];
+
+        if (!pages[i])
+            continue;
+        piece->host = (char *)(uintptr_t)pages[i] + piece->gpa % PAGE;
+        piece->how = VH_KEPT;
+    }
+}
+
 /* Put the addresses where the device looks for them. */
 void vh_batch_place(struct vh_batch *b)
 {

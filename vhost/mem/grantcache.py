@@ -14,15 +14,19 @@ from vhost._core import ffi, lib
 
 __all__ = ("GrantCache",)
 
-# Domain, first reference, pages, whether it is writable: a buffer that a driver uses again has the same.
-_Key = tuple[int, int, int, int]
+# struct vh_key, as it is in memory: a buffer that a driver uses again has the same.
+_Key = bytes
 
-_REFERENCES: Final = (1 << 63) - PAGE_SIZE
+_KEY_SIZE: Final = ffi.sizeof("struct vh_key")
+_WRITE: Final = ffi.offsetof("struct vh_key", "write")
 
 
-def _key(piece: Any) -> _Key:
-    pages = (piece.gpa % PAGE_SIZE + piece.len + PAGE_SIZE - 1) // PAGE_SIZE
-    return piece.domid, (piece.gpa & _REFERENCES) // PAGE_SIZE, pages, piece.write
+def _keys(pieces: Any, n: int, above: int) -> tuple[Any, list[_Key]]:
+    # Of the pieces that are to be mapped: which they are, and their keys.
+    keys, which = ffi.new("struct vh_key[]", n), ffi.new("uint32_t[]", n)
+    size = lib.vh_grants_keys(pieces, n, above, keys, which) * _KEY_SIZE
+    content = bytes(ffi.buffer(keys, size))
+    return which, [content[at : at + _KEY_SIZE] for at in range(0, size, _KEY_SIZE)]
 
 
 @final
@@ -30,9 +34,9 @@ class _Kept:
     # One mapping: it is unmapped as a whole, so it is kept or dropped as a whole.
     __slots__ = ("keys", "view")
 
-    def __init__(self, view: memoryview, keys: dict[_Key, int]) -> None:
+    def __init__(self, view: memoryview) -> None:
         self.view = view
-        self.keys = keys  # and where each of them is
+        self.keys: list[_Key] = []  # of what is in it
 
 
 @final
@@ -45,28 +49,27 @@ class GrantCache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = Lock()
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the most recently used last
-        self._where: dict[_Key, int] = {}
+        self._kept: OrderedDict[_Kept, None] = OrderedDict()  # the most recently used last
+        self._where: dict[_Key, tuple[_Kept, int]] = {}  # and the address of its first page
         self._pages = 0
-        self._next = 0
 
     def find(self, pieces: Any, n: int, above: int) -> list[object]:
         """Fill in the address of each piece of more than `above` bytes that is kept; returns their owners."""
+        which, keys = _keys(pieces, n, above)
+        pages = ffi.new("uint64_t[]", len(keys))
         owners: list[object] = []
+        last = None
         with self._lock:
-            for index in range(n):
-                piece = pieces[index]
-                if piece.len <= above:
+            for index, key in enumerate(keys):
+                found = self._where.get(key)
+                if found is None:
                     continue
-                key = _key(piece)
-                number = self._where.get(key)
-                if number is None:
-                    continue
-                kept = self._kept[number]
-                self._kept.move_to_end(number)
-                piece.host = ffi.cast("void *", kept.keys[key] + piece.gpa % PAGE_SIZE)
-                piece.how = lib.VH_KEPT
-                owners.append(kept.view)
+                kept, pages[index] = found
+                if kept is not last:
+                    self._kept.move_to_end(kept)
+                    owners.append(kept.view)
+                    last = kept
+        lib.vh_grants_kept(pieces, len(keys), which, pages)
         return owners
 
     def keep(self, pieces: Any, n: int, write: int, view: memoryview) -> None:
@@ -74,19 +77,18 @@ class GrantCache:
         pages = len(view) // PAGE_SIZE
         if pages > self._limit:
             return
-        keys = {}
-        for index in range(n):
-            piece = pieces[index]
-            if piece.how == lib.VH_MAP and piece.write == write:
-                keys[_key(piece)] = int(ffi.cast("uintptr_t", piece.host)) - piece.gpa % PAGE_SIZE
+        kept = _Kept(view)
+        which, keys = _keys(pieces, n, 0)
         with self._lock:
             while self._kept and self._pages + pages > self._limit:
                 self._drop(next(iter(self._kept)))
-            number, self._next = self._next, self._next + 1
-            self._kept[number] = _Kept(view, keys)
+            self._kept[kept] = None
             self._pages += pages
-            for key in keys:
-                self._where[key] = number
+            for index, key in zip(which, keys, strict=False):
+                if key[_WRITE] == write:
+                    host = int(ffi.cast("uintptr_t", pieces[index].host))
+                    self._where[key] = kept, host - host % PAGE_SIZE
+                    kept.keys.append(key)
 
     def clear(self) -> None:
         """Keep nothing any more."""
@@ -94,9 +96,10 @@ class GrantCache:
             while self._kept:
                 self._drop(next(iter(self._kept)))
 
-    def _drop(self, number: int) -> None:
-        kept = self._kept.pop(number)
+    def _drop(self, kept: _Kept) -> None:
+        del self._kept[kept]
         self._pages -= len(kept.view) // PAGE_SIZE
         for key in kept.keys:
-            if self._where.get(key) == number:
+            found = self._where.get(key)
+            if found is not None and found[0] is kept:
                 del self._where[key]
