@@ -22,7 +22,7 @@ from vhost.mem.regions import RegionSpec, host_view
 from vhost.mem.retry import retry
 from vhost.mem.scopes import Deferred
 
-__all__ = ("COPY_EACH", "COPY_ALL", "GRANT_BIT", "MAX_GRANTS", "Grants")
+__all__ = ("COPY_EACH", "COPY_EACH_CACHED", "COPY_ALL", "GRANT_BIT", "MAX_GRANTS", "Grants")
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +32,10 @@ GRANT_BIT: Final = 1 << 63
 REF_END: Final = 1 << 32
 #: Grants in one mapping: the kernel's own default limit for one request (parameter "limit" of xen-gntdev).
 MAX_GRANTS: Final = 64 * 1024
-#: Pieces of up to so many bytes are copied rather than mapped, see docs/benchmarks.md.
-COPY_EACH: Final = 1024
+#: Pieces of up to so many bytes are copied rather than mapped, see docs/benchmarks.md: a page.
+COPY_EACH: Final = 4096
+#: The same where mappings are kept: mapping costs once then, copying each time.
+COPY_EACH_CACHED: Final = 1024
 #: Bytes that are copied at most to save the second map call of a batch that reads and writes.
 COPY_ALL: Final = 256 * 1024
 
@@ -44,12 +46,15 @@ _BOTH: Final = Protection.READ | Protection.WRITE
 class Grants:
     """Reaches what guests granted, through one handle that is open while something of it is in use.
 
-    :param copy_each: pieces of up to so many bytes are copied, the others mapped.
+    :param copy_each: pieces of up to so many bytes are copied, the others mapped; None: COPY_EACH, or
+        COPY_EACH_CACHED with a cache.
     :param copy_all: bytes of one direction that are copied rather than mapped by a second call.
     :param cache: pages that stay mapped for later batches; then nothing is copied to save a call.
     """
 
-    def __init__(self, *, copy_each: int = COPY_EACH, copy_all: int = COPY_ALL, cache: int = 0) -> None:
+    def __init__(self, *, copy_each: int | None = None, copy_all: int = COPY_ALL, cache: int = 0) -> None:
+        if copy_each is None:
+            copy_each = COPY_EACH_CACHED if cache else COPY_EACH
         self._copy_each = copy_each
         self._copy_all = 0 if cache else copy_all
         self._cache = GrantCache(cache) if cache else None

@@ -19,7 +19,7 @@ require("xen")
 try:
     from pyxenctrl import PAGE_SIZE, gnttab
     from vhost.mem.foreign import MAX_FRAMES, map_foreign
-    from vhost.mem.grants import COPY_ALL, COPY_EACH, GRANT_BIT, Grants
+    from vhost.mem.grants import COPY_ALL, GRANT_BIT, Grants
 except ModuleNotFoundError as error:
     raise ImportError(
         f"this installation of vhost is the Xen build, which needs pyxenctrl ({error}): pip install pyxenctrl"
@@ -60,12 +60,15 @@ class XenMemory(GuestMemory):
     NO_ADVANCE_MAP is mapped or copied for its use, see :mod:`vhost.mem.grants`.
 
     :param grant_cache: pages of such regions that stay mapped for later requests, see docs/xen.md.
-    :param copy_each: bytes of a piece up to which it is copied; `copy_all`: see :mod:`vhost.mem.grants`.
+    :param copy_each: bytes of a piece up to which it is copied; None: a default; `copy_all`: see
+        :mod:`vhost.mem.grants`.
     """
 
     uses_xen: ClassVar[bool] = True
 
-    def __init__(self, *, grant_cache: int = 0, copy_each: int = COPY_EACH, copy_all: int = COPY_ALL) -> None:
+    def __init__(
+        self, *, grant_cache: int = 0, copy_each: int | None = None, copy_all: int = COPY_ALL
+    ) -> None:
         super().__init__()
         self._grants = Grants(copy_each=copy_each, copy_all=copy_all, cache=grant_cache)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.xen.batch import BIT, Batch
-from vhost._core import ffi
+from vhost._core import ffi, lib
 from vhost.errors import GuestMemoryError, UnmappedError
 from vhost.mem import Deferred, GuestMemory, Memory, RegionSpec
 from vhost.mem.grants import MAX_GRANTS
@@ -305,8 +305,9 @@ def test_a_batch_with_one_bad_part_maps_nothing(gnttab: FakeGnttab) -> None:
     assert "writable" in str(caught.value)
 
 
-def test_a_batch_whose_copies_fail_maps_nothing(memory: GuestMemory, gnttab: FakeGnttab) -> None:
+def test_a_batch_whose_copies_fail_maps_nothing(gnttab: FakeGnttab) -> None:
     gnttab.granted = 0x30
+    memory = memory_with(copy_each=1024)
     with pytest.raises(
         GuestMemoryError, match="3 bytes from offset 0x10 of grant 0x30 of domain 5"
     ) as caught:
@@ -347,6 +348,17 @@ def test_a_batch_outlives_the_region_it_uses(memory: GuestMemory, gnttab: FakeGn
         batch.write(0, b"last")
         batch.done(its)
     assert (os.pread(guest, 4, 0x20000), os.pread(guest, 4, 0x30000)) == (b"last", b"last")
+
+
+def test_a_page_is_copied_by_default_and_kept_where_mappings_are_kept(gnttab: FakeGnttab) -> None:
+    wants = (0x20000, 16, False), (0x50000, 4096, True), (0x60000, 4097, True)
+    hows = []
+    for memory in (memory_with(), memory_with(grant_cache=4)):
+        batch = Batch(*wants)
+        batch.reach(memory).close()
+        hows.append([piece.how for piece in batch.defer])
+        memory._grants.forget()
+    assert hows == [[lib.VH_COPY, lib.VH_COPY, lib.VH_MAP], [lib.VH_COPY, lib.VH_MAP, lib.VH_MAP]]
 
 
 # ---- mappings that are kept ----
