@@ -22,7 +22,7 @@ XEN_SECONDS = 1800  # a multiple of what the tests take, since an emulator on a 
 
 
 def fetch() -> int:
-    """Downloads what the lab's tests would; afterwards they need no network."""
+    """Downloads what the lab uses; afterwards only the wheels of a changed checkout need a network."""
     print(debian_kernel().image)
     print(archive.unpacked(["libblkio1"], "trixie"))
     print(xen.emulator().root)
