@@ -11,7 +11,7 @@
  *   port      event channel for kicks and calls, with driver.events=1
  *   ready     written after the others: a back-end may start
  *   progress  bytes done, now and then
- *   result    "ok BYTES", for rng "ok BYTES CRC32", or what went wrong; the guest powers off then
+ *   result    "ok BYTES", for rng "ok BYTES CRC32", or what went wrong; the guest ends then
  *   release   written by domain 0: the back-end has stopped
  *   left      grants that the kernel could not take back because somebody has them mapped
  *   again     written by domain 0: options of the next run, in place of those on the command line

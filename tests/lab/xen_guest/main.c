@@ -34,10 +34,9 @@ uint64_t now_ms(void)
     return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
 }
 
-static _Noreturn void power_off(void)
+static _Noreturn void end(void)
 {
-    sync();
-    reboot(RB_POWER_OFF);
+    reboot(RB_AUTOBOOT); /* Linux knows of no way to power a Xen guest off, and would halt it instead */
     for (;;)
         pause();
 }
@@ -76,7 +75,7 @@ _Noreturn void die(const char *format, ...)
         publish("result", "%s", reason);
     }
     pause_ms(500); /* the console is slow */
-    power_off();
+    end();
 }
 
 /* What domain 0 writes into this run, once it does. */
