@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pyxenctrl.domain import DomainKind
 
 from .breakeven import FIRST_REF, both_directions, break_even, own_time
 from .frontend import Frontend
+from .grant_tables import piece_tables, request_tables
 from .load import PAGES, RING_PAGES, Load, Session, write_image
 from .measured import COUNTED, MODES, Served, environment, served
 from .puppet import Puppet
@@ -47,7 +48,6 @@ class Bench:
         self._control = stack.enter_context(Control())
         pages = PAGES + len(MODES) * RING_PAGES
         self.puppet = stack.enter_context(Puppet(self._control, DomainKind.HVM, pages))
-        stack.callback(self._check_grants)
         load = Load(self.puppet, image, BLOCKS)
         stack.callback(load.close)
         self._sessions: dict[Served, Session] = {}
@@ -55,9 +55,12 @@ class Bench:
             server = stack.enter_context(served(mode, work / "image", work))
             frontend = stack.enter_context(Frontend(server.path))
             self._sessions[server] = Session(load, frontend, number)
-            stack.callback(frontend.stop)
+        stack.callback(self._stop)
 
-    def _check_grants(self) -> None:
+    def _stop(self) -> None:
+        # Nothing may be mapped without a ring, while all processes are still there.
+        for session in self._sessions.values():
+            session.stop()
         assert not self.puppet.grants_in_use()
 
     def compare(self, depth: int, rounds: int, seconds: float, *, write: bool) -> list[dict[str, Any]]:
@@ -128,58 +131,6 @@ def measure_pieces(rounds: int) -> dict[str, Any]:
         }
 
 
-def request_tables(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The figures of requests in words; ``/r`` is per request, ``/b`` per batch."""
-    head = ("mode", "depth", "requests/s", "ratio", "requests/b", "maps/b", "maps/r", "pages/r", "copies/b")
-    for write in (False, True):
-        yield f"\n4 KiB random {'writes' if write else 'reads'}\n"
-        yield row_of(*head, "segments/r", "system calls/r", "CPU/r")
-        yield "|---|" + "---:|" * (len(head) + 2)
-        for row in (row for row in rows if row["write"] == write):
-            requests, batches = row["requests"], row["batches"]
-            yield row_of(
-                *(row["mode"], row["depth"], f"{row['rate']:,.0f}", f"{row['ratio']:.2f}"),
-                *(
-                    f"{requests / batches:.1f}",
-                    f"{row['maps'] / batches:.2f}",
-                    f"{row['maps'] / requests:.3f}",
-                ),
-                *(f"{row['pages'] / requests:.2f}", f"{row['copies'] / batches:.2f}"),
-                *(f"{row['segments'] / requests:.2f}", f"{row['system_calls']:.2f}"),
-                f"{row['cpu'] * 1e6:,.0f} µs",
-            )
-
-
-def piece_tables(figures: dict[str, Any]) -> Iterator[str]:
-    """The figures of batches in words, microseconds."""
-    yield "\nPieces of a batch: copied, and mapped and unmapped\n"
-    yield row_of("pieces", "bytes", "device", "copy", "map", "ratio", "copy: calls", "map: calls", "ratio")
-    yield "|---:|---:|---|" + "---:|" * 6
-    for row in figures["pieces"]:
-        times = {name: row[name] * 1e6 for name in ("copy", "map", "copy_calls", "map_calls")}
-        yield row_of(
-            *(row["number"], row["size"], "writes" if row["write"] else "reads"),
-            *(f"{times['copy']:,.0f}", f"{times['map']:,.0f}", f"{times['copy'] / times['map']:.2f}"),
-            *(f"{times['copy_calls']:,.0f}", f"{times['map_calls']:,.0f}"),
-            f"{times['copy_calls'] / times['map_calls']:.2f}",
-        )
-    yield "\nBoth directions, of that many KiB each: two map calls, or one and copies\n"
-    yield row_of("KiB", "copied are", "two maps", "copies", "ratio")
-    yield "|---:|---|" + "---:|" * 3
-    for row in figures["directions"]:
-        yield row_of(
-            *(row["size"] // 1024, "written" if row["write"] else "read"),
-            *(f"{row['two'] * 1e6:,.0f}", f"{row['one'] * 1e6:,.0f}", f"{row['one'] / row['two']:.2f}"),
-        )
-    own = {name: value * 1e6 for name, value in figures["own"].items()}
-    yield f"\nOne access by system calls: {own['access']:,.0f} µs, of them {own['python']:,.0f} µs in Python"
-
-
-def row_of(*cells: object) -> str:
-    """Of a table."""
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
 def say(lines: Iterable[str]) -> None:
     """On standard output, now."""
     sys.stdout.writelines(f"{line}\n" for line in lines)
@@ -191,7 +142,7 @@ def program(*arguments: str, json_file: Path) -> dict[str, Any]:
 
     :param json_file: is written.
     """
-    command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--json", json_file, *arguments]
+    command = [sys.executable, "-m", __name__, "--json", str(json_file), *arguments]
     subprocess.run(command, env=environment(), check=True)
     figures: dict[str, Any] = json.loads(json_file.read_text())
     return figures

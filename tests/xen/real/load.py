@@ -134,6 +134,10 @@ class Session:
             event_idx=True,
         )
 
+    def stop(self) -> None:
+        """Stops the ring."""
+        self._frontend.stop()
+
     def run(self, depth: int, seconds: float, *, write: bool) -> Run:
         """Keeps `depth` requests under way. Checks length and status of all, the data of the last ones."""
         load, queue, driver = self._load, self._queue, self._queue._d

@@ -39,7 +39,7 @@ class Pieces:
         """Makes one reachable; returns how many pages it has."""
         gpa, domid = piece.gpa, piece.domid
         offset, ref = gpa % PAGE_SIZE, (gpa & REFERENCES) // PAGE_SIZE
-        pages = (offset + piece.len + PAGE_SIZE - 1) // PAGE_SIZE
+        pages: int = (offset + piece.len + PAGE_SIZE - 1) // PAGE_SIZE
         if pages == 1:
             request = bytearray(struct.pack("<QQII", 1, 0, domid, ref))
         else:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(600)
 DEPTH = 32
 #: The least that mapping the grants of a batch at once must bring, against mapping for each access.
 AT_LEAST = 5
-ROUNDS = 9
+ROUNDS = 7
 
 
 @pytest.fixture(scope="module")
