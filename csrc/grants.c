@@ -8,7 +8,7 @@
 
 #include "core.h"
 
-enum { PAGE = 4096, PACKED = 1024, SOURCE_GRANT = 1, DEST_GRANT = 2 };
+enum { PAGE = 4096, PACKED = 1024, SOURCE_GRANT = 1, DEST_GRANT = 2, NOT_DONE = 1 };
 
 #define GRANT_BIT (UINT64_C(1) << 63)
 
@@ -105,7 +105,7 @@ void vh_grants_mapped(struct vh_defer *d, uint32_t n, int write, void *base)
     }
 }
 
-/* One copy for each page of a piece; with `segments` NULL only counts them. */
+/* One copy for each page of a piece, not done yet whatever becomes of the call; with `segments` NULL counts only. */
 static uint64_t copies(const struct vh_defer *d, uint32_t len, struct vh_copy *segments)
 {
     uint64_t n = 0;
@@ -120,7 +120,8 @@ static uint64_t copies(const struct vh_defer *d, uint32_t len, struct vh_copy *s
             segments[n] = (struct vh_copy){.source = d->write ? ours : guest,
                                            .dest = d->write ? guest : ours,
                                            .len = (uint16_t)take,
-                                           .flags = d->write ? DEST_GRANT : SOURCE_GRANT};
+                                           .flags = d->write ? DEST_GRANT : SOURCE_GRANT,
+                                           .status = NOT_DONE};
         done += take;
     }
     return n;

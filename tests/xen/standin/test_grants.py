@@ -325,6 +325,21 @@ def test_copies_back_that_fail_are_an_error(memory: GuestMemory, gnttab: FakeGnt
         batch.done(deferred)
 
 
+def test_copies_back_that_fail_as_a_whole_lose_all_answers(
+    memory: GuestMemory, gnttab: FakeGnttab, guest: int
+) -> None:
+    batch = Batch((0x30000, 3, True), (0x31000, 3, True))
+    deferred = batch.reach(memory)
+    for index in range(2):
+        batch.write(index, b"abc")
+        batch.chain[index].state = lib.VH_DONE
+    gnttab.copy_errno, gnttab.copy_times = errno.EFAULT, 1
+    with pytest.raises(GuestMemoryError, match="cannot copy 2 segments"):
+        batch.done(deferred)
+    assert lib.vh_grants_lose(batch.cdata) == 2
+    assert os.pread(guest, 3, 0x30000) == bytes(3)
+
+
 def test_a_batch_cannot_map_without_limit(gnttab: FakeGnttab) -> None:
     memory = Memory()
     memory.replace([(region(0, 1 << 30, GRANT | NO_ADVANCE), None)])
