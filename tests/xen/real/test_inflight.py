@@ -14,8 +14,6 @@ pytestmark = pytest.mark.timeout(300)
 
 IN_ADVANCE, COPIED, MAPPED = WAYS["in advance"], WAYS["copied"], (WAYS["mapped"], WAYS["kept"])
 
-ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-
 
 class Event(NamedTuple):
     """What happens, and what there is afterwards: a started ring, the areas of requests, a session."""
@@ -74,8 +72,11 @@ def expect_service(device: Served, guest: Waiting, event: Event) -> None:
     guest.expect_service()
 
 
-@ways
-@pytest.mark.parametrize("mode", ["threads", "asyncio"])
+@pytest.mark.parametrize(
+    ("mode", "way"),
+    [*(("threads", way) for way in WAYS.values()), ("asyncio", COPIED), ("asyncio", MAPPED[0])],
+    ids=[*(f"threads-{name}" for name in WAYS), "asyncio-copied", "asyncio-mapped"],
+)
 @events
 def test_requests_that_are_finished_first(
     hvm: Puppet, tmp_path: Path, mode: str, way: Way, event: Event
@@ -91,7 +92,7 @@ def test_requests_that_are_finished_first(
         assert device.errors() == []
 
 
-@ways
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @events
 @pytest.mark.parametrize(("mode", "drops"), [("threads", False), ("asyncio", True)], ids=["late", "never"])
 def test_requests_that_are_not_finished(

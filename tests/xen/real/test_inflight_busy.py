@@ -14,7 +14,7 @@ from .watch import SECONDS
 pytestmark = pytest.mark.timeout(300)
 
 COPIED, MAPPED = WAYS["copied"], WAYS["mapped"]
-MORE = 200  # requests
+MORE = 100  # requests
 
 modes = pytest.mark.parametrize("mode", ["threads", "asyncio"])
 on_demand = pytest.mark.parametrize("way", [COPIED, MAPPED], ids=["copied", "mapped"])
@@ -109,6 +109,6 @@ def test_memory_that_changes_under_load(hvm: Puppet, tmp_path: Path, mode: str, 
             ended.set()
             front_end.join()
         assert [answers[number] for number in range(MORE)] == [one[::-1] for one in data]
-        assert changes > 5
+        assert changes > 2
         guest.expect_service(MORE)
         assert device.errors() == []
