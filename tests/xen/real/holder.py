@@ -56,6 +56,7 @@ class Holder(Device):
         self.finishes = True  # when the ring stops
         self.blocks = False  # takes no more calls until it is told
         self.held: list[Batch] = []
+        self.answered: list[Batch] = []  # once pushed, they hold nothing
 
     def handle(self, queue: Queue) -> float | None:
         while batch := queue.pop():
@@ -70,8 +71,8 @@ class Holder(Device):
 
     def finish(self) -> None:
         """Answers what it has."""
-        held, self.held = self.held, []
-        for batch in held:
+        self.answered, self.held = self.held, []
+        for batch in self.answered:
             for chain in batch:
                 chain.write(chain.read()[::-1])
             batch.push()
@@ -108,7 +109,7 @@ class Waiting:
         for slot, data in enumerate(self.data):
             self.driver.add(slot, [data], [SIZE])
         self.guest.submit()
-        until(lambda: self.device.count == COUNT or self.device.blocks)
+        until(lambda: self.device.count == COUNT)
 
     @property
     def answers(self) -> list[tuple[int, bytes]]:
