@@ -48,7 +48,7 @@ class Holdings(NamedTuple):
 class Watch:
     """Observes a daemon that listens and serves nobody.
 
-    Warnings and errors of its must be asked for, by :meth:`complaint`.
+    Its warnings and errors must be asked for, by :meth:`complaint`.
     """
 
     def __init__(self, running: Daemon) -> None:
