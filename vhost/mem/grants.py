@@ -192,8 +192,8 @@ def _too_many() -> GuestMemoryError:
 
 def _unusable(error: OSError) -> GuestMemoryError:
     return GuestMemoryError(
-        f"the guest's grants cannot be used: {error.strerror}; it did not grant them so, "
-        f"or took them back while the device was using them"
+        f"the guest's grants cannot be used: {error.strerror}; it did not grant them so, or took them back "
+        f"while the device was using them, or this domain can map no more (gnttab_max_maptrack_frames)"
     )
 
 
