@@ -13,7 +13,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "api.h"
+/*
+ * Everything Python sees of the C core, in declarations only: the C sources include these files and cffi reads the
+ * same text, so the two cannot drift apart. No preprocessor beyond integer constants. Order: csrc/build.py.
+ */
+#include "api/mem.h"
+#include "api/guard.h"
+#include "api/queue.h"
+#include "api/data.h"
+#include "api/blk.h"
+#include "api/grants.h"
+#include "api/driver.h"
 
 enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4 };
 enum { AVAIL_NO_INTERRUPT = 1, USED_NO_NOTIFY = 1 };

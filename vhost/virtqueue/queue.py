@@ -17,7 +17,7 @@ BATCH = 64
 # Pieces a batch has room for beyond its longest chain: buffers of the others, and region borders.
 PIECES = 1024
 
-# By enum vh_error of csrc/api.h; the two numbers are vh_queue.info.
+# By enum vh_error of csrc/api/*.h; the two numbers are vh_queue.info.
 _WORDS = {
     lib.VH_E_AVAIL_JUMP: "the avail index is {0}, but the last entry taken was {1}: more than the ring holds",
     lib.VH_E_HEAD: "the avail ring names descriptor {0} of a ring of {1}",
