@@ -25,6 +25,8 @@
 #include "api/grants.h"
 #include "api/driver.h"
 
+#include "mem_find.h"
+
 enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4 };
 enum { AVAIL_NO_INTERRUPT = 1, USED_NO_NOTIFY = 1 };
 enum { DESC_SIZE = 16 };

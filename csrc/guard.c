@@ -35,6 +35,7 @@ struct slot {
 
 static struct slot slots[SLOTS];
 static atomic_uint used; /* slots at and above this were never in use */
+static atomic_uint vacant; /* where to look for a free slot: those below are most likely in use */
 static atomic_uint hits;
 
 /* Who had SIGBUS before us: at first, and when we last had to take it again. */
@@ -149,7 +150,9 @@ int vh_guard_add(void *addr, size_t len)
     int error = install();
     if (error)
         return error;
-    for (uint32_t i = 0; i < SLOTS; i++) {
+    uint32_t from = atomic_load_explicit(&vacant, memory_order_relaxed);
+    for (uint32_t n = 0; n < SLOTS; n++) {
+        uint32_t i = (from + n) % SLOTS;
         struct slot *s = &slots[i];
         unsigned int turn = atomic_load_explicit(&s->turn, memory_order_relaxed);
         /* A free slot starts at 0: who sets its start has it. It counts once its turn is odd. */
@@ -162,6 +165,7 @@ int vh_guard_add(void *addr, size_t len)
         uint32_t seen = atomic_load_explicit(&used, memory_order_relaxed);
         while (seen <= i && !atomic_compare_exchange_weak(&used, &seen, i + 1))
             ;
+        atomic_compare_exchange_strong(&vacant, &from, i + 1);
         return (int)i + 1;
     }
     return -ENOSPC;
@@ -175,6 +179,9 @@ void vh_guard_remove(int slot)
     atomic_fetch_add_explicit(&s->turn, 1, memory_order_release);
     atomic_store_explicit(&s->end, 0, memory_order_release);
     atomic_store_explicit(&s->start, 0, memory_order_release);
+    uint32_t from = atomic_load_explicit(&vacant, memory_order_relaxed);
+    while (from >= (uint32_t)slot && !atomic_compare_exchange_weak(&vacant, &from, (uint32_t)slot - 1))
+        ;
 }
 
 int vh_guard_hit(int slot)

@@ -9,24 +9,6 @@ int vh_fail(struct vh_queue *q, enum vh_error error, uint64_t a, uint64_t b)
     return -(int)error;
 }
 
-static const struct vh_region *find(const struct vh_mem *mem, uint64_t gpa)
-{
-    uint32_t low = 0, high = mem->n;
-
-    while (low < high) {
-        uint32_t mid = low + (high - low) / 2;
-        const struct vh_region *r = &mem->region[mid];
-
-        if (gpa < r->gpa)
-            high = mid;
-        else if (gpa - r->gpa < r->size)
-            return r;
-        else
-            low = mid + 1;
-    }
-    return NULL;
-}
-
 static int defer(struct vh_queue *q, struct vh_batch *b, const struct vh_defer *want)
 {
     if (b->n_defer == b->cap_iov)
@@ -43,7 +25,7 @@ static int add_buffer(struct vh_queue *q, struct vh_batch *b, uint32_t chain, ui
 
     while (left) {
         uint64_t at = gpa + (len - left);
-        const struct vh_region *r = at < gpa ? NULL : find(q->mem, at);
+        const struct vh_region *r = at < gpa ? NULL : vh_mem_find(q->mem, at);
         uint32_t take;
 
         if (!r)
@@ -72,7 +54,7 @@ static int add_buffer(struct vh_queue *q, struct vh_batch *b, uint32_t chain, ui
 /* An indirect table: walked at once where it is mapped whole in one piece, else left for vh_expand(). */
 static int enter_table(struct vh_queue *q, struct vh_batch *b, uint32_t chain, const struct desc *d)
 {
-    const struct vh_region *r = find(q->mem, d->addr);
+    const struct vh_region *r = vh_mem_find(q->mem, d->addr);
 
     if (!r || d->len > r->size - (d->addr - r->gpa))
         return vh_fail(q, VH_E_UNMAPPED, d->addr, d->len);

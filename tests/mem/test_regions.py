@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vhost._core import ffi
 from vhost.errors import GuestMemoryError, UnmappedError
 from vhost.mem import Region, RegionSpec, Table
-from vhost.mem.regions import check_specs
+from vhost.mem.table import check_specs
 
 END = 1 << 64
 

@@ -10,8 +10,9 @@ from typing import Final
 
 from vhost.mem._select import SELECTED, TARGET
 from vhost.mem.memory import GuestMemory
-from vhost.mem.regions import Region, RegionSpec, Table
+from vhost.mem.regions import Region, RegionSpec
 from vhost.mem.scopes import Access, Deferred, RingAccess, Spans
+from vhost.mem.table import Table
 
 __all__ = (
     "SELECTED",

@@ -12,9 +12,10 @@ from threading import Lock
 from typing import Any, ClassVar, final
 
 from vhost._core import lib
-from vhost.errors import GuestMemoryError, UnmappedError
-from vhost.mem.regions import Region, RegionSpec, Table, check_specs
+from vhost.errors import GuestMemoryError
+from vhost.mem.regions import Region, RegionSpec
 from vhost.mem.scopes import Access, Deferred, RingAccess, Spans
+from vhost.mem.table import Draft, Table, check_specs
 
 __all__ = ("GuestMemory",)
 
@@ -48,14 +49,14 @@ class GuestMemory(ABC):
         :raises OSError: the operating system refused to map one.
         """
         with self._lock:
-            mapped: list[Region] = []
+            draft: Draft | None = None
             try:
-                check_specs([spec for spec, _ in regions], self.max_regions)
+                draft = check_specs([spec for spec, _ in regions], self.max_regions)
                 for spec, fd in regions:
-                    mapped.append(self._map(spec, fd))
-                self._table = Table(mapped)
+                    draft.back(self._map(spec, fd))
+                self._table = Table(draft=draft)
             finally:
-                mapped.clear()  # the traceback of an exception must not keep regions mapped
+                draft = None  # the traceback of an exception must not keep regions mapped
                 _close([fd for _, fd in regions])
 
     @final
@@ -66,11 +67,14 @@ class GuestMemory(ABC):
         :raises OSError: the operating system refused to map it.
         """
         with self._lock:
+            draft: Draft | None = None
             try:
-                regions = self._table.regions
-                check_specs([*(region.spec for region in regions), spec], self.max_regions)
-                self._table = Table((*regions, self._map(spec, fd)))
+                draft = Draft(self._table, 1, self.max_regions)
+                draft.add(spec)
+                draft.back(self._map(spec, fd))
+                self._table = Table(draft=draft)
             finally:
+                draft = None  # the traceback of an exception must not keep regions mapped
                 _close([fd])
 
     @final
@@ -79,12 +83,10 @@ class GuestMemory(ABC):
 
         :raises UnmappedError: there is none.
         """
-        key = _key(spec)
         with self._lock:
-            left = [region for region in self._table.regions if _key(region.spec) != key]
-            if len(left) == len(self._table.regions):
-                raise UnmappedError(f"no such region to remove: {spec}")
-            self._table = Table(left)
+            draft = Draft(self._table, 0, self.max_regions)
+            draft.remove(spec)
+            self._table = Table(draft=draft)
 
     @final
     def clear(self) -> None:
@@ -182,10 +184,6 @@ def _check_writable(region: Region, offset: int, n: int, write: bool) -> None:
             f"guest memory {region.spec.guest_addr + offset:#x}+{n:#x} cannot be written: "
             f"the front-end passed its file descriptor read-only"
         )
-
-
-def _key(spec: RegionSpec) -> tuple[int, int, int]:
-    return spec.guest_addr, spec.user_addr, spec.size
 
 
 def _close(fds: Sequence[int | None]) -> None:

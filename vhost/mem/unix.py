@@ -4,27 +4,18 @@
 Knows page sizes, huge pages and files that shrink. Nothing of Xen is known here.
 """
 
-import fcntl
 import os
-import stat
-from functools import partial
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, final
 
 from vhost._core import ffi, lib
 from vhost.errors import GuestMemoryError
 from vhost.mem._select import require
 from vhost.mem.memory import GuestMemory
-from vhost.mem.regions import Region, RegionSpec, host_view
+from vhost.mem.regions import Region, RegionSpec
 
 __all__ = ("UnixMemory",)
 
 require("unix")
-
-PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-# Where the kernel can map a transparent huge page: address and file offset equal modulo this.
-HUGE: Final = 2 << 20
-# Largest huge page of any architecture; what claims to be bigger is not one.
-HUGEST: Final = 16 << 30
 
 
 @final
@@ -32,6 +23,10 @@ class UnixMemory(GuestMemory):
     """Guest memory that other processes share by file descriptor (memfd, tmpfs, hugetlbfs, files)."""
 
     uses_xen: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._error = ffi.new("struct vh_map_error *")
 
     def _map(self, spec: RegionSpec, fd: int | None) -> Region:
         if spec.xen_flags or spec.domid:
@@ -41,71 +36,26 @@ class UnixMemory(GuestMemory):
             )
         if fd is None:
             raise GuestMemoryError(f"{spec}: a region must come with the file descriptor to map")
-        granule = _granule(spec, fd)
-        writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
-        # The whole granules that hold the region.
-        start = spec.offset // granule * granule
-        skip = spec.offset - start
-        length = -(-(skip + spec.size) // granule) * granule
-        if start + length > 1 << 63:
-            raise GuestMemoryError(f"{spec}: the offset is beyond the end of any file")
-        base = _reserve(length, start, max(granule, HUGE if spec.size >= HUGE else PAGE))
-        try:
-            _place(base, length, fd, start, writable)
-            slot = lib.vh_guard_add(ffi.cast("void *", base), length)
-            if slot < 0:
-                raise OSError(-slot, f"cannot guard {spec} against truncation: {os.strerror(-slot)}")
-        except BaseException:
-            lib.munmap(ffi.cast("void *", base), length)
-            raise
-        address = base + skip
-        view = host_view(address, spec.size, partial(_unmap, base, length, slot))
-        return Region(spec, view, address, writable, slot)
+        error = self._error
+        made = lib.vh_map(fd, spec.offset, spec.size, error)
+        if not made:
+            raise _failure(spec, error)
+        mapping = ffi.gc(made, lib.vh_unmap)
+        address = int(ffi.cast("uintptr_t", made.host))
+        return Region(spec, None, address, bool(made.writable), made.guard, mapping=mapping)
 
 
-def _granule(spec: RegionSpec, fd: int) -> int:
-    # The unit in which the file can be mapped. Files on hugetlbfs report their huge page as block size, and
-    # only they insist; rounding to the block size of any other file only maps a little more.
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        return PAGE
-    if spec.offset + spec.size > status.st_size:
-        raise GuestMemoryError(
+def _failure(spec: RegionSpec, error: Any) -> Exception:
+    code, step = error.code, error.step
+    if step == lib.VH_MAP_SHORT:
+        return GuestMemoryError(
             f"{spec}: the region ends at byte {spec.offset + spec.size:#x} of its file, "
-            f"which has only {status.st_size:#x} bytes"
+            f"which has only {error.detail:#x} bytes"
         )
-    block = status.st_blksize
-    return block if PAGE < block <= HUGEST and block & (block - 1) == 0 else PAGE
-
-
-def _reserve(length: int, offset: int, align: int) -> int:
-    # Address space for a mapping whose address equals its file offset modulo align.
-    slack = align - PAGE
-    flags = lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE
-    start = _mmap(0, length + slack, lib.PROT_NONE, flags, -1, 0)
-    base = start + (offset - start) % align
-    if base > start:
-        lib.munmap(ffi.cast("void *", start), base - start)
-    if base - start < slack:
-        lib.munmap(ffi.cast("void *", base + length), slack - (base - start))
-    return base
-
-
-def _place(base: int, length: int, fd: int, offset: int, writable: bool) -> None:
-    protection = lib.PROT_READ | (lib.PROT_WRITE if writable else 0)
-    _mmap(base, length, protection, lib.MAP_SHARED | lib.MAP_NORESERVE | lib.MAP_FIXED, fd, offset)
-    # Only spares core dumps the guest's memory: where the kernel cannot, nothing else changes.
-    lib.madvise(ffi.cast("void *", base), length, lib.MADV_DONTDUMP)
-
-
-def _mmap(address: int, length: int, protection: int, flags: int, fd: int, offset: int) -> int:
-    found = lib.mmap(ffi.cast("void *", address), length, protection, flags, fd, offset)
-    if found == ffi.cast("void *", -1):
-        code = ffi.errno
-        raise OSError(code, f"cannot map {length:#x} bytes of guest memory: {os.strerror(code)}")
-    return int(ffi.cast("uintptr_t", found))
-
-
-def _unmap(base: int, length: int, slot: int, _: Any) -> None:
-    lib.vh_guard_remove(slot)
-    lib.munmap(ffi.cast("void *", base), length)
+    if step == lib.VH_MAP_BEYOND:
+        return GuestMemoryError(f"{spec}: the offset is beyond the end of any file")
+    if step == lib.VH_MAP_STAT:
+        return OSError(code, os.strerror(code))
+    if step == lib.VH_MAP_GUARD:
+        return OSError(code, f"cannot guard {spec} against truncation: {os.strerror(code)}")
+    return OSError(code, f"cannot map {error.detail:#x} bytes of guest memory: {os.strerror(code)}")
