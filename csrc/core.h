@@ -24,6 +24,7 @@
 #include "api/blk.h"
 #include "api/grants.h"
 #include "api/driver.h"
+#include "api/stream.h"
 
 #include "mem_find.h"
 

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "mem": {"errors", "_core"},
     "virtqueue": {"errors", "_core", "mem"},
     "devices": {"errors", "_core", "mem", "virtqueue", "virtio"},
-    "io": {"errors"},
+    "io": {"errors", "_core"},
     "backend": {"errors", "_core", "mem", "virtqueue", "devices", "protocol", "io"},
     "frontend": {"errors", "_core", "mem", "virtqueue", "virtio", "protocol", "io"},
     "daemon": {"errors", "mem", "devices", "backend", "io", "version"},

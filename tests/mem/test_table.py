@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The tables of the C core, compared with a list: sparse and dense, to the ends of 64 bits, as they change."""
+"""The tables of the C core, compared with a list: sparse, dense, to the ends of 64 bits, changing."""
 
 import random
 

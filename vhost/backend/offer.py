@@ -19,27 +19,35 @@ __all__ = (
 _MAX_QUEUES = 256
 _MAX_QUEUE_SIZE = 32768
 
-_RINGS = (
+# Plain integers: operations on flags take longer than all the rest of a request.
+_RINGS = int(
     VirtioFeature.VERSION_1
     | VirtioFeature.RING_INDIRECT_DESC
     | VirtioFeature.RING_EVENT_IDX
     | VirtioFeature.PROTOCOL_FEATURES
 )
+_XEN_MMAP = int(ProtocolFeature.XEN_MMAP)
+_CONFIG = int(ProtocolFeature.CONFIG)
+_PROTOCOL = int(
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+)
 
 
 def virtio_features(device: Device) -> int:
     """The device's own bits and those of the rings served here."""
-    return device.features | _RINGS
+    return int(device.features) | _RINGS
 
 
 def protocol_features(device: Device) -> int:
     """The protocol features that the session has handlers for."""
-    offer = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.RESET_DEVICE
-    offer |= ProtocolFeature.CONFIGURE_MEM_SLOTS
+    offer = _PROTOCOL
     if Memory.uses_xen:
-        offer |= ProtocolFeature.XEN_MMAP
+        offer |= _XEN_MMAP
     if device.offers_config:
-        offer |= ProtocolFeature.CONFIG
+        offer |= _CONFIG
     return offer
 
 
@@ -59,9 +67,9 @@ def offered_protocol_features(features: int, device: Device) -> int:
     :raises ProtocolError: among them are some it was not offered, or XEN_MMAP is needed and not among them.
     """
     offer = protocol_features(device)
-    if features & ~offer & ProtocolFeature.XEN_MMAP:
+    if features & ~offer & _XEN_MMAP:
         raise ProtocolError(
-            f"XEN_MMAP ({ProtocolFeature.XEN_MMAP:#x}): this is the default build of vhost, which maps "
+            f"XEN_MMAP ({_XEN_MMAP:#x}): this is the default build of vhost, which maps "
             f"memory that comes as files and no memory of Xen guests; for these: pip install 'vhost[xen]'"
         )
     offered_only(features, offer)
@@ -75,9 +83,9 @@ def check_xen(features: int, what: str) -> None:
     :param features: protocol features; :param what: what needs XEN_MMAP among them.
     :raises ProtocolError: it is not, with the ways out.
     """
-    if Memory.uses_xen and not features & ProtocolFeature.XEN_MMAP:
+    if Memory.uses_xen and not features & _XEN_MMAP:
         raise ProtocolError(
-            f"{what} without XEN_MMAP ({ProtocolFeature.XEN_MMAP:#x}): this is the Xen build of vhost, which "
+            f"{what} without XEN_MMAP ({_XEN_MMAP:#x}): this is the Xen build of vhost, which "
             f"maps memory of Xen guests only; use a front-end that negotiates XEN_MMAP, or pip uninstall "
             f"vhost-xen for guests whose memory comes as files"
         )

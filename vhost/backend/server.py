@@ -13,7 +13,8 @@ from vhost.backend.session import MakeMemory, Session
 from vhost.backend.worker import Worker
 from vhost.devices.device import Device
 from vhost.errors import RemoteProtocolError
-from vhost.io.sockets import HasFileno, recv_fds, send_all, wait
+from vhost.io.receiver import Receiver
+from vhost.io.sockets import HasFileno, send_all, wait
 from vhost.mem import Memory
 
 __all__ = ("serve",)
@@ -100,12 +101,9 @@ def _converse(device: Device, sock: socket.socket, stop: HasFileno | None, memor
 
 
 def _talk(session: Session, sock: socket.socket, stop: HasFileno | None) -> None:
-    while not session.over and wait(sock, select.POLLIN, stop=stop):
-        try:
-            data, fds = recv_fds(sock, READ_SIZE)
-        except BlockingIOError:
-            continue
-        for answer, riding in session.feed(data, fds):
+    receiver = Receiver(sock, READ_SIZE, stop)
+    while not session.over and (read := receiver.receive()) is not None:
+        for answer, riding in session.feed(*read):
             if not send_all(sock, answer, riding, timeout=SEND_TIMEOUT, stop=stop):
                 return
 

@@ -45,6 +45,8 @@ __all__ = ("MakeMemory", "Session")
 
 log = logging.getLogger("vhost.backend")
 
+_PROTOCOL_FEATURES = int(VirtioFeature.PROTOCOL_FEATURES)
+
 #: Makes the guest memory of a connection.
 MakeMemory = Callable[[], GuestMemory]
 
@@ -102,11 +104,11 @@ class Session:
         """
         self._connection.receive(data, fds)
         while (event := self._connection.next_event()) is not None:
-            if isinstance(event, Closed):
-                self.over = True
-            elif isinstance(event, Request):
+            if isinstance(event, Request):
                 if (output := self._serve(event)) is not None:
                     yield output
+            elif isinstance(event, Closed):
+                self.over = True
             elif isinstance(event, Rejected):
                 reason = str(event.error)
                 name = "" if event.name in reason else f"{event.name}: "
@@ -162,7 +164,7 @@ class Session:
         log.info("%s: virtio features %#x negotiated", self.device.name, features)
         for ring in self.rings:
             ring.features = features
-            if not features & VirtioFeature.PROTOCOL_FEATURES:
+            if not features & _PROTOCOL_FEATURES:
                 ring.apply(RingEvent.FEATURES_WITHOUT_PROTOCOL)
 
     @_handles(fe.GetProtocolFeatures, before_owner=True)

@@ -85,8 +85,14 @@ def send_all(
     :raises TimeoutError: the peer did not read for that long.
     :raises OSError: as the system reports it.
     """
+    sent = 0
+    try:
+        if (sent := send_fds(sock, data, fds) if fds else sock.send(data, socket.MSG_NOSIGNAL)) == len(data):
+            return True
+    except BlockingIOError:
+        pass
     deadline = None if timeout is None else time.monotonic() + timeout
-    rest, riding = memoryview(data), fds
+    rest, riding = memoryview(data)[sent:], () if sent else fds
     while rest:
         try:
             sent = send_fds(sock, rest, riding)

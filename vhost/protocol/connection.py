@@ -7,22 +7,26 @@ Knows framing, order, negotiation and who owns a descriptor; not what a message 
 import struct
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
 from vhost.errors import LocalProtocolError, RemoteProtocolError
 
 from .events import Closed, Event, Rejected, Reply, Request
 from .features import ProtocolFeature
 from .framing import Frame, Framer
-from .header import Channel, Flag, Header, Side
+from .header import Channel, Flag, Side
 from .message import REGISTRY, U64, Message, Payload, ReplyRule
 from .quirks import Quirks
 from .terms import Terms
 
 __all__ = ("Connection",)
 
+# Members of enums, which take longer to look up than everything around them.
+_RESPONDER, _REQUESTER = Side.RESPONDER, Side.REQUESTER
+_ACK, _STATUS, _VALUE = ReplyRule.ACK, ReplyRule.STATUS, ReplyRule.VALUE
+_GPU = Channel.GPU
 _REPLY, _NEED_REPLY = int(Flag.REPLY), int(Flag.NEED_REPLY)
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
+_HEADER = struct.Struct("=III")
 _BY_BACKEND = ProtocolFeature.BACKEND_SEND_FD
 
 
@@ -73,6 +77,7 @@ class Connection:
     ) -> None:
         self.channel = channel
         self.side = side
+        self._version = channel.version
         self.terms = Terms(max_regions=max_regions, quirks=quirks or Quirks())
         self._max_payload = channel.max_payload if max_payload is None else max_payload
         self._framer = Framer(channel, side, self._max_payload, max(max_regions, 32))
@@ -113,14 +118,15 @@ class Connection:
             received; the same error is raised again.
         """
         if self._event is not None:
-            self._event.drop()
-        self._event = self._undo = None
+            if self._event.fd_count:
+                self._event.drop()
+            self._event = self._undo = None
         if self._error is not None:
             raise self._error
         try:
             frame = None if self._closed else self._framer.next_frame()
             if frame is not None:
-                self._event = self._request(frame) if self.side is Side.RESPONDER else self._reply(frame)
+                self._event = self._request(frame) if self.side is _RESPONDER else self._reply(frame)
             elif self._framer.ended and not self._over and not self._closed:
                 self._over = True
                 self._event = Closed()
@@ -133,7 +139,8 @@ class Connection:
     def _request(self, frame: Frame) -> Request | Rejected:
         code, flags, _ = frame.header
         kind = self._messages.get(code)
-        acked = bool(flags & _NEED_REPLY) and self._acks
+        wants_ack = flags & _NEED_REPLY
+        acked = bool(wants_ack) and self._acks
         try:
             if kind is None:
                 raise RemoteProtocolError(f"request {code} on the socket for {self.channel.label} is unknown")
@@ -141,21 +148,22 @@ class Connection:
                 raise RemoteProtocolError(f"{kind.name} is not allowed: {reason}")
             message = kind.decode(frame.payload, self.terms)
             least, most = message.fd_range()
-            self._check_fds(kind.name, frame.fd_count, least, most + message.stray_fds(self.terms))
+            if frame.fd_count or least:
+                self._check_fds(kind.name, frame.fd_count, least, most + message.stray_fds(self.terms))
         except RemoteProtocolError as error:
             frame.drop()
             if kind is None:
-                rule = ReplyRule.NEVER if self.channel is Channel.GPU else ReplyRule.ACK
+                rule = ReplyRule.NEVER if self.channel is _GPU else _ACK
                 return Rejected(code, f"request {code}", acked, error, None, rule)
-            return Rejected(code, kind.name, acked and kind.reply is ReplyRule.ACK, error, kind, kind.reply)
+            return Rejected(code, kind.name, acked and kind.reply is _ACK, error, kind, kind.reply)
         before = None
         if kind.settle is not Message.settle:
-            before = replace(self.terms)
+            before = self.terms.copy()
             message.settle(self.terms)
         rule = message.rule(self.terms)
         # A request that itself brings REPLY_ACK is acknowledged, as every known back-end does.
-        acked = bool(flags & _NEED_REPLY) and (acked or self._acks)
-        request = Request(message, acked and rule is ReplyRule.ACK, rule, _fds=frame.fds)
+        acked = bool(wants_ack) and (acked or self._acks)
+        request = Request(message, acked and rule is _ACK, rule, _fds=frame.fds)
         if before is not None:
             self._undo = request, before
         return request
@@ -171,7 +179,7 @@ class Connection:
                 raise RemoteProtocolError(
                     f"an answer to request {frame.header.request} instead of {message.name}"
                 )
-            if rule is ReplyRule.VALUE:
+            if rule is _VALUE:
                 value = message.decode_reply(frame.payload, self.terms)
             else:
                 value = U64.decode(frame.payload, self.terms)
@@ -192,17 +200,15 @@ class Connection:
     @staticmethod
     def _check_answer(message: Message, rule: ReplyRule, value: Payload, fds: int) -> int:
         """What an answer means, 0 for success; an answer without descriptors may always tell a failure."""
-        code = (
-            message.code(value, fds) if rule is ReplyRule.VALUE or not isinstance(value, U64) else value.value
-        )
-        least, most = message.reply_fd_range(value) if rule is not ReplyRule.ACK else (0, 0)
+        code = message.code(value, fds) if rule is _VALUE or not isinstance(value, U64) else value.value
+        least, most = message.reply_fd_range(value) if rule is not _ACK else (0, 0)
         if not (0 if code else least) <= fds <= most:
             raise RemoteProtocolError(f"the answer to {message.name} has {fds} descriptors: {value}")
         return code
 
     @property
     def _acks(self) -> bool:
-        return self.channel is not Channel.GPU and bool(self.terms.protocol_features & _REPLY_ACK)
+        return self.channel is not _GPU and bool(self.terms.protocol_features & _REPLY_ACK)
 
     # ---- sending -------------------------------------------------------------------------------------------
 
@@ -218,7 +224,7 @@ class Connection:
         :raises LocalProtocolError: the message is not allowed now, has the wrong number of descriptors, or a
             field does not fit.
         """
-        self._check_open(Side.REQUESTER, "send requests")
+        self._check_open(_REQUESTER, "send requests")
         if message.channel is not self.channel:
             raise LocalProtocolError(f"{message.name} is not for the socket for {self.channel.label}")
         if message.gate is not None and (reason := message.gate.closed(self.terms)):
@@ -231,9 +237,9 @@ class Connection:
         if need_reply and not self._acks:
             raise LocalProtocolError(f"{message.name} cannot ask for a reply: REPLY_ACK is not negotiated")
         if need_reply is None:
-            need_reply = rule is ReplyRule.ACK and self._acks and message.asks_ack
+            need_reply = rule is _ACK and self._acks and message.asks_ack
         data = self._pack(message.request, _NEED_REPLY if need_reply else 0, message, None)
-        if need_reply or rule in (ReplyRule.VALUE, ReplyRule.STATUS):
+        if need_reply or rule in (_VALUE, _STATUS):
             self._pending.append((message, rule))
         message.settle(self.terms)
         return data, list(fds)
@@ -246,9 +252,9 @@ class Connection:
         :raises LocalProtocolError: the request takes no such answer, or has been answered.
         """
         message, rule = request.message, request.rule
-        if rule not in (ReplyRule.VALUE, ReplyRule.STATUS):
+        if rule not in (_VALUE, _STATUS):
             raise LocalProtocolError(f"{message.name} takes no answer of its own: use ack()")
-        wanted = message.reply_type if rule is ReplyRule.VALUE else U64
+        wanted = message.reply_type if rule is _VALUE else U64
         if not isinstance(value, wanted):
             raise LocalProtocolError(f"{message.name} is answered with {wanted.__name__}, not with {value!r}")
         try:
@@ -272,23 +278,23 @@ class Connection:
             code = code or 1
         if code and self._undo is not None and self._undo[0] is request:
             self.terms = self._undo[1]
-        if request.rule is ReplyRule.VALUE:
+        if request.rule is _VALUE:
             kind = request.message if isinstance(request, Request) else request.kind
             if not code or kind is None:
                 raise LocalProtocolError(f"{request} is answered with a value: use reply()")
             return self._answer(request, kind.failure(code)), []
-        if request.rule is ReplyRule.STATUS and isinstance(request, Request):
+        if request.rule is _STATUS and isinstance(request, Request):
             return self.reply(request, U64(code))
-        if request.need_reply or request.rule is ReplyRule.STATUS:
+        if request.need_reply or request.rule is _STATUS:
             return self._answer(request, U64(code)), []
         return None
 
     def _answer(self, request: Request | Rejected, value: Payload) -> bytes:
-        self._check_open(Side.RESPONDER, "answer")
+        self._check_open(_RESPONDER, "answer")
         if request.answered:
             raise LocalProtocolError(f"{request} has been answered")
         if isinstance(request, Request):
-            message: Message | None = request.message if request.rule is ReplyRule.VALUE else None
+            message: Message | None = request.message if request.rule is _VALUE else None
             data = self._pack(request.message.request, _REPLY, value, message)
         else:
             data = self._pack(request.request, _REPLY, value, None)
@@ -304,7 +310,7 @@ class Connection:
             raise LocalProtocolError(
                 f"{value.name} has {len(data)} bytes, the limit here is {self._max_payload}"
             )
-        return Header(request, flags | self.channel.version, len(data)).pack() + data
+        return _HEADER.pack(request, flags | self._version, len(data)) + data
 
     def _check_open(self, side: Side, what: str) -> None:
         if self.side is not side:

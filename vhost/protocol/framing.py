@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from vhost.errors import RemoteProtocolError
 
 from .events import close_all
-from .header import HEADER_SIZE, Channel, Flag, Header, Side
+from .header import HEADER_SIZE, VERSION_MASK, Channel, Flag, Header, Side
 
 __all__ = ("Frame", "Framer")
 
@@ -28,6 +28,7 @@ class Frame:
     fds: list[int] = field(default_factory=list)
     fd_count: int = 0
     known: bool = False  # whether the header is there
+    whole: bool = False  # whether it came in one read of its own, and is not in the buffer
 
     def add(self, fds: list[int], limit: int) -> None:
         """Take descriptors in; those beyond *limit* are closed at once and only counted."""
@@ -50,7 +51,9 @@ class Framer:
 
     def __init__(self, channel: Channel, side: Side, max_payload: int, max_fds: int) -> None:
         self._channel = channel
-        self._replies = side is Side.REQUESTER
+        # Flags whose values are known, and these values.
+        self._fixed = _REPLY | (VERSION_MASK if channel.version else 0)
+        self._flags = channel.version | (_REPLY if side is Side.REQUESTER else 0)
         self._max_payload = max_payload
         self._max_fds = max_fds
         self._buffer = bytearray()
@@ -65,6 +68,14 @@ class Framer:
         if ignore or self.ended:
             close_all(fds)
             return
+        if len(data) >= HEADER_SIZE and not self._frames and not self._buffer:
+            header = Header.unpack(data)
+            if len(data) == HEADER_SIZE + header.size:
+                frame = Frame(header, bytes(data[HEADER_SIZE:]), [], 0, True, True)
+                self._frames.append(frame)
+                if fds:
+                    frame.add(list(fds), self._max_fds)
+                return
         self.ended = not data
         self._buffer += data
         last = self._frames[-1] if self._frames else None
@@ -100,7 +111,11 @@ class Framer:
             return None
         frame = self._frames[0]
         if frame.known:
-            self._check(frame.header)
+            header = frame.header
+            if header.flags & self._fixed != self._flags or header.size > self._max_payload:
+                raise self._wrong(header)
+        if frame.whole:
+            return self._frames.popleft()
         end = HEADER_SIZE + frame.header.size
         if not frame.known or len(self._buffer) < end:
             if self.ended:
@@ -115,16 +130,15 @@ class Framer:
         self._next -= end
         return frame
 
-    def _check(self, header: Header) -> None:
+    def _wrong(self, header: Header) -> RemoteProtocolError:
         where = f"request {header.request} on the socket for {self._channel.label}"
         if self._channel.version and header.version != self._channel.version:
-            raise RemoteProtocolError(f"{where} has version {header.version}, not {self._channel.version}")
-        if header.size > self._max_payload:
-            raise RemoteProtocolError(
-                f"{where} claims {header.size} bytes of payload, the limit is {self._max_payload}"
-            )
-        if bool(header.flags & _REPLY) is not self._replies:
-            raise RemoteProtocolError(f"{where} has the reply flag {'clear' if self._replies else 'set'}")
+            what = f"has version {header.version}, not {self._channel.version}"
+        elif header.size > self._max_payload:
+            what = f"claims {header.size} bytes of payload, the limit is {self._max_payload}"
+        else:
+            what = f"has the reply flag {'clear' if self._flags & _REPLY else 'set'}"
+        return RemoteProtocolError(f"{where} {what}")
 
     def close(self) -> None:
         """Close all descriptors and forget all bytes."""

@@ -8,12 +8,12 @@ import enum
 import struct
 from typing import NamedTuple, Self
 
-__all__ = ("Channel", "Side", "Flag", "Header", "HEADER_SIZE")
+__all__ = ("Channel", "Side", "Flag", "Header", "HEADER_SIZE", "VERSION_MASK")
 
 _STRUCT = struct.Struct("=III")
 HEADER_SIZE = _STRUCT.size
 
-_VERSION_MASK = 0x3
+VERSION_MASK = 0x3
 
 
 class Channel(enum.Enum):
@@ -51,9 +51,9 @@ class Header(NamedTuple):
     size: int
 
     @classmethod
-    def unpack(cls, data: bytes | bytearray, offset: int = 0) -> Self:
+    def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> Self:
         """Read the header at *offset* of *data*, which must hold all of it."""
-        return cls(*_STRUCT.unpack_from(data, offset))
+        return cls._make(_STRUCT.unpack_from(data, offset))
 
     def pack(self) -> bytes:
         """The twelve bytes."""
@@ -62,4 +62,4 @@ class Header(NamedTuple):
     @property
     def version(self) -> int:
         """Protocol version, 1 on the sockets that have one."""
-        return self.flags & _VERSION_MASK
+        return self.flags & VERSION_MASK

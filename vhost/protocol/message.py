@@ -107,6 +107,9 @@ def payload(layout: str = "") -> Callable[[type[_P]], type[_P]]:
     return build
 
 
+_U64 = struct.Struct("=Q")
+
+
 @payload()
 class Empty(Payload):
     """No payload: the reply that carries a descriptor only, or the failure of a message with a value."""
@@ -117,6 +120,9 @@ class U64(Payload):
     """A number, a set of features, or a status."""
 
     value: int
+
+    def encode(self, terms: Terms) -> bytes:
+        return _U64.pack(self.value)
 
 
 class Message(Payload):

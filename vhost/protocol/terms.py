@@ -24,6 +24,18 @@ class Terms:
     max_regions: int = 8  # in one SET_MEM_TABLE
     quirks: Quirks = field(default_factory=Quirks)
 
+    def copy(self) -> "Terms":
+        """The same once more, to go back to."""
+        return Terms(
+            self.features,
+            self.protocol_features,
+            self.offered_features,
+            self.offered_protocol_features,
+            self.postcopy,
+            self.max_regions,
+            self.quirks,
+        )
+
     @property
     def xen(self) -> bool:
         """Whether memory regions carry the two Xen fields."""

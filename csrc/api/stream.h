@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/* The control plane's socket: bytes and descriptors, waited for and taken in one call. */
+
+enum vh_stream_limit {
+    VH_STREAM_FDS = 253, /* the most descriptors Linux puts into one message (SCM_MAX_FD) */
+};
+
+struct vh_stream {
+    int32_t fd;
+    int32_t stop;  /* ends the wait once it is readable, -1: nothing does */
+    uint32_t size; /* capacity of data */
+    uint32_t n_fds;
+    int32_t fds[253];
+    uint32_t pad;
+    uint8_t *data;
+};
+
+enum vh_stream_result {
+    VH_STREAM_STOPPED = -0x10000, /* smaller than any -errno */
+};
+
+int64_t vh_stream_receive(struct vh_stream *s);

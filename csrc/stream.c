@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/* The control plane's socket. What the bytes mean is not known here. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core.h"
+
+/* Keep the descriptors that came. When the kernel could not deliver all of them, which one is missing cannot be
+ * known, so those that did arrive are closed and the message counts as one without. */
+static void take_fds(struct vh_stream *s, struct msghdr *message)
+{
+    s->n_fds = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int32_t);
+
+        for (size_t i = 0; i < n; i++) {
+            int fd;
+
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+            if ((message->msg_flags & MSG_CTRUNC) || s->n_fds == VH_STREAM_FDS)
+                close(fd);
+            else
+                s->fds[s->n_fds++] = fd;
+        }
+    }
+}
+
+/* Wait for bytes and take them, with s->n_fds descriptors. Returns how many bytes, 0: the peer has closed,
+ * VH_STREAM_STOPPED, or -errno; -EINTR is for the caller to look at its signals and call again. */
+int64_t vh_stream_receive(struct vh_stream *s)
+{
+    union {
+        char room[CMSG_SPACE(VH_STREAM_FDS * sizeof(int32_t))];
+        struct cmsghdr align;
+    } control;
+
+    for (;;) {
+        struct pollfd wait[2] = {{.fd = s->fd, .events = POLLIN}, {.fd = s->stop, .events = POLLIN}};
+
+        if (poll(wait, s->stop < 0 ? 1 : 2, -1) < 0)
+            return -errno;
+        if (wait[1].revents)
+            return VH_STREAM_STOPPED;
+        struct iovec bytes = {s->data, s->size};
+        struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1, .msg_control = control.room,
+                                 .msg_controllen = sizeof control.room};
+        ssize_t n = recvmsg(s->fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+        if (n >= 0) {
+            take_fds(s, &message);
+            return n;
+        }
+        if (errno != EAGAIN)
+            return -errno;
+    }
+}
