@@ -5,14 +5,22 @@ enum vh_stream_limit {
     VH_STREAM_FDS = 253, /* the most descriptors Linux puts into one message (SCM_MAX_FD) */
 };
 
+/* A request without payload and the answer that it gets whenever it comes. */
+struct vh_standing {
+    uint8_t request[12];
+    uint32_t length; /* of the answer */
+    uint8_t answer[32];
+};
+
 struct vh_stream {
     int32_t fd;
     int32_t stop;  /* ends the wait once it is readable, -1: nothing does */
     uint32_t size; /* capacity of data */
     uint32_t n_fds;
     int32_t fds[253];
-    uint32_t pad;
+    uint32_t n_standing;
     uint8_t *data;
+    const struct vh_standing *standing;
 };
 
 enum vh_stream_result {

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What a back-end offers for a device: virtio features and protocol features."""
 
+from functools import lru_cache
+
 from vhost.devices.device import Device
 from vhost.errors import DeviceError, ProtocolError
+from vhost.io.receiver import Standing
 from vhost.mem import Memory
-from vhost.protocol import ProtocolFeature, VirtioFeature
+from vhost.protocol import U64, Channel, Connection, Message, ProtocolFeature, Side, VirtioFeature
+from vhost.protocol import frontend_messages as fe
 
 __all__ = (
     "check_device",
@@ -12,6 +16,7 @@ __all__ = (
     "offered_only",
     "offered_protocol_features",
     "protocol_features",
+    "standing_answers",
     "virtio_features",
 )
 
@@ -75,6 +80,25 @@ def offered_protocol_features(features: int, device: Device) -> int:
     offered_only(features, offer)
     check_xen(features, "protocol features")
     return features
+
+
+@lru_cache(maxsize=64)
+def standing_answers(features: int, protocol: int, agreed: int, queues: int, slots: int) -> Standing:
+    """The answers that do not change while these numbers do not.
+
+    :param features: virtio features on offer; :param protocol: protocol features on offer.
+    :param agreed: protocol features in use; :param queues: of the device; :param slots: of its memory.
+    """
+    answers: list[tuple[Message, int]] = [
+        (fe.GetFeatures(), features),
+        (fe.GetProtocolFeatures(), protocol),
+    ]
+    if agreed & ProtocolFeature.MQ:
+        answers.append((fe.GetQueueNum(), queues))
+    if agreed & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+        answers.append((fe.GetMaxMemSlots(), slots))
+    connection = Connection(Channel.FRONTEND, Side.RESPONDER)
+    return Standing([connection.standing(message, U64(value)) for message, value in answers])
 
 
 def check_xen(features: int, what: str) -> None:

@@ -102,7 +102,7 @@ def _converse(device: Device, sock: socket.socket, stop: HasFileno | None, memor
 
 def _talk(session: Session, sock: socket.socket, stop: HasFileno | None) -> None:
     receiver = Receiver(sock, READ_SIZE, stop)
-    while not session.over and (read := receiver.receive()) is not None:
+    while not session.over and (read := receiver.receive(session.standing)) is not None:
         for answer, riding in session.feed(*read):
             if not send_all(sock, answer, riding, timeout=SEND_TIMEOUT, stop=stop):
                 return

@@ -17,11 +17,13 @@ from vhost.backend.offer import (
     offered_only,
     offered_protocol_features,
     protocol_features,
+    standing_answers,
     virtio_features,
 )
 from vhost.backend.ring import Ring, Runner
 from vhost.devices.device import Device
 from vhost.errors import ProtocolError, VhostError
+from vhost.io.receiver import Standing
 from vhost.mem import GuestMemory, RegionSpec
 from vhost.protocol import (
     U64,
@@ -96,6 +98,8 @@ class Session:
         self._connection = Connection(Channel.FRONTEND, Side.RESPONDER)
         self._connection.offered_features = virtio_features(device)
         self._connection.offered_protocol_features = protocol_features(device)
+        self._standing: Standing | None = None
+        self._stand()
 
     def feed(self, data: bytes, fds: Sequence[int]) -> Iterator[Output]:
         """Take what one read brought, act, and say what to send, one answer after the other.
@@ -115,6 +119,23 @@ class Session:
                 log.warning("%s: refused: %s%s", self.device.name, name, reason)
                 if (output := self._connection.ack(event, 1)) is not None:
                     yield output
+
+    @property
+    def standing(self) -> Standing | None:
+        """Answers that may be given to what comes next without :meth:`feed`, None: to nothing now."""
+        return self._standing if self._connection.idle else None
+
+    def _stand(self) -> None:
+        connection, memory = self._connection, self.memory
+        if log.isEnabledFor(logging.DEBUG):
+            return  # then every request is logged
+        self._standing = standing_answers(
+            connection.offered_features,
+            connection.offered_protocol_features,
+            connection.protocol_features,
+            len(self.rings),
+            memory.max_regions,
+        )
 
     def close(self) -> None:
         """Stop the rings, give back memory and descriptors, and put the device into its first state."""
@@ -174,6 +195,7 @@ class Session:
     @_handles(fe.SetProtocolFeatures, before_owner=True)
     def _set_protocol_features(self, message: fe.SetProtocolFeatures, request: Request) -> None:
         features = offered_protocol_features(message.features, self.device)
+        self._stand()
         log.info("%s: protocol features %#x negotiated", self.device.name, features)
 
     @_handles(fe.GetQueueNum, before_owner=True)

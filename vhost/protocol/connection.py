@@ -105,6 +105,11 @@ class Connection:
         return min(max(self._framer.missing, 4096), 256 << 10)
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing has been received that was not an event yet: what comes next begins a message."""
+        return self._framer.idle
+
+    @property
     def pending(self) -> int:
         """How many requests of ours still wait for their answer."""
         return len(self._pending)
@@ -311,6 +316,14 @@ class Connection:
                 f"{value.name} has {len(data)} bytes, the limit here is {self._max_payload}"
             )
         return _HEADER.pack(request, flags | self._version, len(data)) + data
+
+    def standing(self, message: Message, value: Payload) -> tuple[bytes, bytes]:
+        """The bytes of a request, and of its answer if that is always the same and changes no terms: when it
+        comes while this connection is idle, it can be answered without it.
+        """
+        return self._pack(message.request, 0, message, None), self._pack(
+            message.request, _REPLY, value, message
+        )
 
     def _check_open(self, side: Side, what: str) -> None:
         if self.side is not side:

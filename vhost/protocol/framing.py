@@ -68,16 +68,23 @@ class Framer:
         if ignore or self.ended:
             close_all(fds)
             return
-        if len(data) >= HEADER_SIZE and not self._frames and not self._buffer:
-            header = Header.unpack(data)
-            if len(data) == HEADER_SIZE + header.size:
-                frame = Frame(header, bytes(data[HEADER_SIZE:]), [], 0, True, True)
-                self._frames.append(frame)
+        at = 0
+        if not self._frames and not self._buffer:
+            # What usually arrives, whole messages, goes by the buffer.
+            while len(data) - at >= HEADER_SIZE:
+                header = Header.unpack(data, at)
+                end = at + HEADER_SIZE + header.size
+                if end > len(data):
+                    break
+                payload = bytes(data[at + HEADER_SIZE : end]) if header.size else b""
+                self._frames.append(Frame(header, payload, [], 0, True, True))
+                at = end
+            if at and at == len(data):
                 if fds:
-                    frame.add(list(fds), self._max_fds)
+                    self._frames[-1].add(list(fds), self._max_fds)
                 return
         self.ended = not data
-        self._buffer += data
+        self._buffer += data[at:]
         last = self._frames[-1] if self._frames else None
         while True:
             if last is None or last.known:
@@ -94,6 +101,11 @@ class Framer:
             close_all(fds)
         else:
             last.add(list(fds), self._max_fds)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has arrived that was not handed out."""
+        return not (self._frames or self._buffer)
 
     @property
     def missing(self) -> int:
