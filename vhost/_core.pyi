@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-# The C core as Python sees it: csrc/api/*.h says what each call does, csrc/api/sys.h names those of the C library.
+# The C core as Python sees it: csrc/api/*.h says what each call does, and in sys.h which are the C library's.
 from typing import Any, Final, final
 
 @final

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """The version of this package, the same as in pyproject.toml, and which build of it is installed."""
 
-from pathlib import Path
-
 __all__ = ("__version__", "describe")
 
 __version__ = "0.1.0"
@@ -18,5 +16,5 @@ def describe() -> str:
     from vhost import _core, mem
 
     # _core.abi3.so, _core.cpython-314t-x86_64-linux-gnu.so
-    core = Path(_core.__file__).name.split(".")[1]
+    core = _core.__file__.rpartition("/")[2].split(".")[1]
     return f"vhost {__version__} (memory: {mem.SELECTED}, core: {core})"

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import stat
-from pathlib import Path
+from contextlib import suppress
 
 __all__ = ("Source",)
 
@@ -40,9 +40,9 @@ class Source:
     ) -> None:
         if sum((path is not None, fd is not None, sock is not None, listen_fds)) != 1:
             raise ValueError("give exactly one of path, fd, sock and listen_fds")
-        self._path: Path | None = None
+        self._path: str | None = None
         if path is not None:
-            self._path = Path(path)
+            self._path = os.fspath(path)
             self.sock = _bind(self._path)
             self._bound = _identity(self._path)
         elif sock is not None:
@@ -61,24 +61,24 @@ class Source:
     def close(self) -> None:
         """Close the socket, and remove the path if it is still the one that was bound here."""
         if self._path is not None and self._bound is not None and _identity(self._path) == self._bound:
-            self._path.unlink()
+            os.unlink(self._path)
         self.sock.close()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str) -> tuple[int, int] | None:
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except OSError:
         return None
     return status.st_dev, status.st_ino
 
 
-def _bind(path: Path) -> socket.socket:
+def _bind(path: str) -> socket.socket:
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(sock.fileno(), _MODE)  # Linux gives the path this mode less the umask, with no gap between
-        sock.bind(os.fspath(path))
+        sock.bind(path)
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
@@ -86,10 +86,10 @@ def _bind(path: Path) -> socket.socket:
     return sock
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: str) -> None:
     """Remove the socket file of a server that died; refuse to touch anything else."""
     try:
-        mode = path.lstat().st_mode
+        mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
@@ -99,9 +99,10 @@ def _remove_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(os.fspath(path))
+            probe.connect(path)
         except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
             return
         except BlockingIOError:
             pass  # its backlog is full: very much alive

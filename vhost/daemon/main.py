@@ -5,7 +5,7 @@ What a user can cause ends with one line and a status; only faults of the progra
 """
 
 import argparse
-import json
+import gc
 import logging
 import signal
 import sys
@@ -44,6 +44,8 @@ def run(
     """
     argv = sys.argv[1:]
     if "--print-capabilities" in argv:  # whatever else is there
+        import json  # few ever ask
+
         sys.stdout.write(json.dumps(capabilities) + "\n")
         return 0
     args = finish(parser, argv)
@@ -83,8 +85,14 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
             else:
                 sources.append(Source(args.socket_path + (str(index) if args.socket_count > 1 else "")))
             stack.callback(sources[-1].close)
+        from vhost.backend import (
+            serve,
+        )  # the protocol is loaded while the first front-end may already connect
+
+        # What is loaded now stays: no collection needs to go through it again.
+        gc.freeze()
         notify("READY=1")
-        _serve_all(devices, sources, stop, memory)
+        _serve_all(serve, devices, sources, stop, memory)
         notify("STOPPING=1")
 
 
@@ -103,10 +111,14 @@ def _memory(args: argparse.Namespace) -> "MakeMemory":
     return partial(XenMemory, grant_cache=args.grant_cache)
 
 
-def _serve_all(devices: "list[Device]", sources: "list[Source]", stop: "Stop", memory: "MakeMemory") -> None:
+def _serve_all(
+    serve: Callable[..., None],
+    devices: "list[Device]",
+    sources: "list[Source]",
+    stop: "Stop",
+    memory: "MakeMemory",
+) -> None:
     """Serve each device at its source; the first that fails ends the others."""
-    from vhost.backend import serve
-
     failures: list[Exception] = []
 
     def one(device: "Device", source: "Source") -> None:

@@ -10,7 +10,6 @@ import logging
 import os
 import stat
 import struct
-from pathlib import Path
 
 from vhost.devices.fallocate import PUNCH_HOLE, ZERO_RANGE, fallocate
 from vhost.errors import DeviceError
@@ -57,7 +56,7 @@ class Disk:
 
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.read_only = read_only
-        mode = Path(path).stat().st_mode  # first, because opening a pipe would wait for its other end
+        mode = os.stat(path).st_mode  # first, because opening a pipe would wait for its other end
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise DeviceError(f"{os.fspath(path)}: neither a regular file nor a block device")
         self.fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)

@@ -5,15 +5,52 @@ Knows the entry-point group ``vhost.mem`` and nothing about mapping. No entry me
 means that one, more are an error. Nothing here chooses, tries or falls back.
 """
 
-from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+import os
+import sys
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ("GROUP", "SELECTED", "TARGET", "require")
 
 GROUP: Final = "vhost.mem"
 
 
-def _find() -> EntryPoint | None:
+def _any() -> bool:
+    # Whether a distribution may register in the group. importlib.metadata knows, but takes long to load: it
+    # is asked only if one does, or where distributions may be that are not seen here.
+    if any(finder is not PathFinder and hasattr(finder, "find_distributions") for finder in sys.meta_path):
+        return True
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or ".")
+        except NotADirectoryError:
+            return True  # an archive
+        except OSError:
+            continue
+        if folder.lower().endswith(".egg"):
+            return True
+        for name in names:
+            if name.lower().endswith((".dist-info", ".egg-info")) and _registers(os.path.join(folder, name)):
+                return True
+    return False
+
+
+def _registers(info: str) -> bool:
+    try:
+        with open(os.path.join(info, "entry_points.txt"), "rb", buffering=0) as file:
+            return GROUP.encode() in file.read()
+    except OSError:
+        return False
+
+
+def _find() -> "EntryPoint | None":
+    if not _any():
+        return None
+    from importlib.metadata import entry_points
+
     # One distribution can be seen twice, through two path entries; equal entries are one.
     found = sorted(set(entry_points(group=GROUP)))
     if len(found) > 1:

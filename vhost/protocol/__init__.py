@@ -1,19 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The vhost-user protocol without I/O: messages as values, and :class:`Connection`, one end of one socket."""
+"""The vhost-user protocol without I/O: messages as values, and :class:`Connection`, one end of one socket.
 
-from .backend_messages import (
-    BackendIotlbMsg,
-    BackendMessage,
-    ConfigChangeMsg,
-    SharedObjectAdd,
-    SharedObjectLookup,
-    SharedObjectRemove,
-    ShmemMap,
-    ShmemUnmap,
-    VringCall,
-    VringErr,
-    VringHostNotifierMsg,
-)
+The messages of the back-end's own socket and of the GPU socket are loaded when they are first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .connection import (
     Connection,
 )
@@ -78,23 +71,6 @@ from .frontend_messages import (
     SetVringNum,
     VringKick,
 )
-from .gpu_messages import (
-    DisplayInfo,
-    Edid,
-    GpuCursorPos,
-    GpuCursorPosHide,
-    GpuCursorUpdate,
-    GpuDmabufScanout,
-    GpuDmabufScanout2,
-    GpuDmabufUpdate,
-    GpuGetDisplayInfo,
-    GpuGetEdid,
-    GpuGetProtocolFeatures,
-    GpuMessage,
-    GpuScanout,
-    GpuSetProtocolFeatures,
-    GpuUpdate,
-)
 from .header import (
     HEADER_SIZE,
     Channel,
@@ -123,6 +99,38 @@ from .quirks import (
 )
 from .regions import MemoryRegion, MemTable, XenFlag
 from .terms import Gate, Terms
+
+if TYPE_CHECKING:
+    from .backend_messages import (
+        BackendIotlbMsg,
+        BackendMessage,
+        ConfigChangeMsg,
+        SharedObjectAdd,
+        SharedObjectLookup,
+        SharedObjectRemove,
+        ShmemMap,
+        ShmemUnmap,
+        VringCall,
+        VringErr,
+        VringHostNotifierMsg,
+    )
+    from .gpu_messages import (
+        DisplayInfo,
+        Edid,
+        GpuCursorPos,
+        GpuCursorPosHide,
+        GpuCursorUpdate,
+        GpuDmabufScanout,
+        GpuDmabufScanout2,
+        GpuDmabufUpdate,
+        GpuGetDisplayInfo,
+        GpuGetEdid,
+        GpuGetProtocolFeatures,
+        GpuMessage,
+        GpuScanout,
+        GpuSetProtocolFeatures,
+        GpuUpdate,
+    )
 
 __all__ = (
     "VirtioFeature",
@@ -238,3 +246,15 @@ __all__ = (
     "Closed",
     "Connection",
 )
+
+_LATER = ("backend_messages", "gpu_messages")
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        for module in _LATER:
+            found = vars(import_module(f"vhost.protocol.{module}")).get(name)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module 'vhost.protocol' has no attribute {name!r}")

@@ -7,6 +7,7 @@ Knows framing, order, negotiation and who owns a descriptor; not what a message 
 import struct
 from collections import deque
 from collections.abc import Sequence
+from importlib import import_module
 
 from vhost.errors import LocalProtocolError, RemoteProtocolError
 
@@ -28,6 +29,13 @@ _REPLY, _NEED_REPLY = int(Flag.REPLY), int(Flag.NEED_REPLY)
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _HEADER = struct.Struct("=III")
 _BY_BACKEND = ProtocolFeature.BACKEND_SEND_FD
+
+
+_MODULES = {
+    Channel.FRONTEND: "vhost.protocol.frontend_messages",
+    Channel.BACKEND: "vhost.protocol.backend_messages",
+    Channel.GPU: "vhost.protocol.gpu_messages",
+}
 
 
 class _Term:
@@ -81,6 +89,7 @@ class Connection:
         self.terms = Terms(max_regions=max_regions, quirks=quirks or Quirks())
         self._max_payload = channel.max_payload if max_payload is None else max_payload
         self._framer = Framer(channel, side, self._max_payload, max(max_regions, 32))
+        import_module(_MODULES[channel])  # enters them
         self._messages = REGISTRY[channel]
         self._pending: deque[tuple[Message, ReplyRule]] = deque()  # sent and not answered yet
         self._event: Event | None = None  # the one the caller is working on

@@ -191,6 +191,7 @@ def share_files() -> Callable[..., "Region"]:
     on the Xen build too, a region without xen flags is handed to it as a foreign region, and the stand-in
     finds the frames in the file. The tests of the Xen build itself undo this with what is returned.
     """
+    from vhost.mem import Region
     from vhost.mem.xen import XenFlag, XenMemory
 
     install()
@@ -206,7 +207,7 @@ def share_files() -> Callable[..., "Region"]:
                 region = installed(self, replace(spec, xen_flags=XenFlag.FOREIGN, domid=1), None)
             finally:
                 state.memory, state.base = -1, 0
-        return replace(region, spec=spec)
+        return Region(spec, region.view, region.address, region.writable, region.guard, region.source)
 
     XenMemory._map = map_file  # type: ignore[method-assign]
     return installed
