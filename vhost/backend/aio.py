@@ -5,6 +5,8 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 from vhost.backend.listen import Source
 from vhost.backend.offer import check_device
@@ -77,22 +79,58 @@ async def serve_async(
 
 
 async def _until(serving: "asyncio.Future[None]", stop: HasFileno) -> None:
-    loop, stopped = asyncio.get_running_loop(), False
+    stopped = False
 
     def end() -> None:
         nonlocal stopped
         stopped = True
-        loop.remove_reader(stop.fileno())
         serving.cancel()
 
-    loop.add_reader(stop.fileno(), end)
+    watch = _Watch.of(stop.fileno())
+    watch.add(end)
     try:
         await serving
     except asyncio.CancelledError:
         if not stopped:
             raise
     finally:
-        loop.remove_reader(stop.fileno())
+        watch.remove(end)
+
+
+class _Watch:
+    """Waits for a descriptor on behalf of all servers in a loop, which takes one reader for each."""
+
+    @classmethod
+    def of(cls, fd: int) -> "_Watch":
+        """The one for `fd` in the running loop."""
+        watches = _watches.setdefault(asyncio.get_running_loop(), {})
+        if fd not in watches:
+            watches[fd] = cls(fd, watches)
+        return watches[fd]
+
+    def __init__(self, fd: int, watches: "dict[int, _Watch]") -> None:
+        self._fd, self._watches = fd, watches
+        self._calls: set[Callable[[], None]] = set()
+
+    def add(self, call: Callable[[], None]) -> None:
+        """Call this once the descriptor is readable."""
+        if not self._calls:
+            asyncio.get_running_loop().add_reader(self._fd, self._ready)
+        self._calls.add(call)
+
+    def remove(self, call: Callable[[], None]) -> None:
+        """Do not, any more."""
+        self._calls.discard(call)
+        if not self._calls and self._watches.pop(self._fd, None) is self:
+            asyncio.get_running_loop().remove_reader(self._fd)
+
+    def _ready(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        for call in self._calls:
+            call()
+
+
+_watches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Watch]] = WeakKeyDictionary()
 
 
 async def _serve(device: Device, source: Source, memory: MakeMemory) -> None:
