@@ -168,7 +168,7 @@ struct vh_mapping *vh_map(int fd, uint64_t offset, uint64_t size, struct vh_map_
         free(m);
         return NULL;
     }
-    m->host = (uint8_t *)m->base + skip;
+    m->host = (uintptr_t)m->base + skip;
     return m;
 }
 

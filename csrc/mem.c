@@ -3,6 +3,7 @@
  * Tables of guest memory. A table is made in three steps, of which each is one call whatever its size: copy the
  * one before, put regions in or take them out, index it. From then on it does not change, and anybody may read.
  */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +11,7 @@
 
 enum { CACHE_LINE = 64 };
 /* Entries of the index for a region, and at least: the more, the fewer regions share one. */
-enum { ENTRIES_EACH = 4, ENTRIES_LEAST = 16 };
+enum { ENTRIES_EACH = 2, ENTRIES_LEAST = 16 };
 
 _Static_assert(sizeof(struct vh_region) == CACHE_LINE, "a region is a cache line");
 _Static_assert(sizeof(struct vh_mem) == CACHE_LINE, "regions begin at a cache line");
@@ -24,6 +25,33 @@ static uint32_t entries(uint32_t room)
     return n;
 }
 
+static struct vh_mem *allocate(uint32_t room)
+{
+    size_t regions = sizeof(struct vh_mem) + room * sizeof(struct vh_region);
+    size_t index = (entries(room) + 1) * sizeof(uint16_t);
+    struct vh_mem *m = aligned_alloc(CACHE_LINE, (regions + index + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1));
+
+    if (!m)
+        return NULL;
+    memset(m, 0, sizeof *m);
+    m->index = (uint16_t *)((char *)m + regions);
+    m->room = room;
+    return m;
+}
+
+/* The table that was freed last: the next one is often as large, and the system's pages cost more than the copy. */
+static _Atomic(struct vh_mem *) last;
+
+static struct vh_mem *take_last(uint32_t room)
+{
+    struct vh_mem *m = atomic_exchange(&last, NULL);
+
+    if (m && m->room >= room && m->room / 2 <= room)
+        return m;
+    free(m);
+    return allocate(room + room / 8);
+}
+
 /* A table with the regions of another one (NULL: none) and room for more, to be indexed; NULL: no memory, or too
  * many. */
 struct vh_mem *vh_mem_new(const struct vh_mem *from, uint32_t more)
@@ -34,15 +62,11 @@ struct vh_mem *vh_mem_new(const struct vh_mem *from, uint32_t more)
         return NULL;
     /* An empty table has a region too, of no bytes: look-ups need one to look at. */
     uint32_t room = n + more ? n + more : 1;
-    size_t regions = sizeof(struct vh_mem) + room * sizeof(struct vh_region);
-    size_t index = (entries(room) + 1) * sizeof(uint16_t);
-    struct vh_mem *m = aligned_alloc(CACHE_LINE, (regions + index + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1));
+    struct vh_mem *m = take_last(room);
 
     if (!m)
         return NULL;
-    memset(m, 0, sizeof *m + sizeof *m->region);
-    m->index = (uint16_t *)((char *)m + regions);
-    m->room = room;
+    memset(m->region, 0, sizeof *m->region);
     m->n = n;
     if (n)
         memcpy(m->region, from->region, n * sizeof *m->region);
@@ -53,7 +77,7 @@ struct vh_mem *vh_mem_new(const struct vh_mem *from, uint32_t more)
 
 void vh_mem_free(struct vh_mem *m)
 {
-    free(m);
+    free(atomic_exchange(&last, m));
 }
 
 /* Position of the first region that starts behind an address. */

@@ -43,7 +43,7 @@ int32_t vh_mem_user(const struct vh_mem *m, uint64_t uaddr, uint64_t n);
 
 /* A file, or a part of one, in our address space. */
 struct vh_mapping {
-    uint8_t *host; /* the part */
+    uint64_t host; /* address of the part */
     void *base;    /* the whole pages that hold it */
     size_t length;
     int32_t guard;

@@ -251,7 +251,8 @@ class Session:
     def _memory_changed(self) -> ExitStack:
         stack = ExitStack()
         for ring in self.rings:
-            stack.enter_context(ring.changed())
+            if ring.state.started:
+                stack.enter_context(ring.changed())
         return stack
 
     # ---- rings ----

@@ -41,8 +41,7 @@ class UnixMemory(GuestMemory):
         if not made:
             raise _failure(spec, error)
         mapping = ffi.gc(made, lib.vh_unmap)
-        address = int(ffi.cast("uintptr_t", made.host))
-        return Region(spec, None, address, bool(made.writable), made.guard, mapping=mapping)
+        return Region(spec, None, made.host, bool(made.writable), made.guard, mapping=mapping)
 
 
 def _failure(spec: RegionSpec, error: Any) -> Exception:

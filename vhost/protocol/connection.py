@@ -28,6 +28,8 @@ _GPU = Channel.GPU
 _REPLY, _NEED_REPLY = int(Flag.REPLY), int(Flag.NEED_REPLY)
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _HEADER = struct.Struct("=III")
+_SUCCESS = struct.Struct("=IIIQ")
+_U64_SIZE = 8
 _BY_BACKEND = ProtocolFeature.BACKEND_SEND_FD
 
 
@@ -288,6 +290,14 @@ class Connection:
             a :class:`Rejected`, which cannot have succeeded, 0 means 1.
         :raises LocalProtocolError: the request is answered with a value, or has been answered.
         """
+        if type(request) is Request and request.rule is _ACK and not code:
+            # What nearly all requests come to.
+            if not request.need_reply:
+                return None
+            self._check_open(_RESPONDER, "answer")
+            if not request.answered:
+                request.answered = True
+                return _SUCCESS.pack(request.message.request, _REPLY | self._version, _U64_SIZE, 0), []
         if isinstance(request, Rejected):
             code = code or 1
         if code and self._undo is not None and self._undo[0] is request:

@@ -32,6 +32,9 @@ class Frame:
 
     def add(self, fds: list[int], limit: int) -> None:
         """Take descriptors in; those beyond *limit* are closed at once and only counted."""
+        if not self.fds and len(fds) <= limit:
+            self.fds, self.fd_count = fds, self.fd_count + len(fds)
+            return
         room = limit - len(self.fds)
         self.fds += fds[:room]
         close_all(fds[room:])

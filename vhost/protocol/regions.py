@@ -105,9 +105,9 @@ def decode_regions(data: bytes, terms: Terms, name: str) -> tuple[MemoryRegion, 
     if count > limit:
         raise RemoteProtocolError(f"{name} has {count} regions, more than the {limit} this side takes")
     each = MemoryRegion.wire_size(terms)
-    sizes = {_TABLE.size + count * each}
-    if terms.quirks.full_mem_table and count <= _FULL_TABLE:
-        sizes.add(_TABLE.size + _FULL_TABLE * each)
+    sizes = [_TABLE.size + count * each]
+    if terms.quirks.full_mem_table and count < _FULL_TABLE:
+        sizes.append(_TABLE.size + _FULL_TABLE * each)
     if len(data) not in sizes:
         wanted = " or ".join(map(str, sorted(sizes)))
         xen = not terms.xen and len(data) == _TABLE.size + count * _REGION_XEN.size
@@ -115,6 +115,9 @@ def decode_regions(data: bytes, terms: Terms, name: str) -> tuple[MemoryRegion, 
         raise RemoteProtocolError(
             f"{name} with {count} regions has a payload of {len(data)} bytes, not {wanted}{why}"
         )
+    if not terms.xen:
+        table = data[_TABLE.size : _TABLE.size + count * each]
+        return tuple([MemoryRegion(*place) for place in _REGION.iter_unpack(table)])
     return tuple(MemoryRegion.decode_from(data, _TABLE.size + i * each, terms) for i in range(count))
 
 

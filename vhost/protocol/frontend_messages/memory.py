@@ -57,8 +57,9 @@ class _OneRegion(FrontendMessage):
 
     @classmethod
     def decode(cls, data: bytes, terms: Terms) -> Self:
-        if len(data) != 8 + MemoryRegion.wire_size(terms):
-            wanted = str(8 + MemoryRegion.wire_size(terms))
+        size = 8 + MemoryRegion.wire_size(terms)
+        if len(data) != size:
+            wanted = str(size)
             if len(data) == 48:
                 wanted += "; 48 need XEN_MMAP, which was not negotiated"
             raise cls.wrong_size(data, wanted)
