@@ -166,6 +166,37 @@ def test_the_same_metadata_twice_on_the_path_is_one(site: Path, python: Run) -> 
     assert done.stdout.split() == ["hyper", "Hyper", "False"]
 
 
+def test_an_unregistered_build_needs_no_metadata_library(site: Path, python: Run) -> None:
+    install(site, "stranger", "xen = vhost.mem.xen:XenMemory", group="vhost.devices")
+    done = python("import sys, vhost.mem\nprint('importlib.metadata' in sys.modules)")
+    assert done.stdout.split() == ["False"], done.stderr
+
+
+def test_a_distribution_in_an_archive_is_found(site: Path, python: Run, tmp_path: Path) -> None:
+    install(tmp_path / "packed", "vhost-hyper", "hyper = hyper:Hyper")
+    (tmp_path / "packed" / "hyper.py").write_text(HYPER)
+    archive = shutil.make_archive(str(tmp_path / "hyper"), "zip", tmp_path / "packed")
+    done = python(f"import sys\nsys.path.append({archive!r})\n" + SHOW)
+    assert done.stdout.split() == ["hyper", "Hyper", "False"], done.stderr
+
+
+def test_a_distribution_that_only_a_finder_knows_is_found(site: Path, python: Run, tmp_path: Path) -> None:
+    install(tmp_path / "elsewhere", "vhost-hyper", "hyper = hyper:Hyper")
+    (site / "hyper.py").write_text(HYPER)
+    finder = f"""
+import importlib.metadata as metadata, sys
+class Finder(metadata.DistributionFinder):
+    def find_spec(self, name, path=None, target=None):
+        return None
+    def find_distributions(self, context):
+        there = self.Context(name=context.name, path=[{str(tmp_path / "elsewhere")!r}])
+        return metadata.MetadataPathFinder.find_distributions(there)
+sys.meta_path.append(Finder())
+"""
+    done = python(finder + SHOW)
+    assert done.stdout.split() == ["hyper", "Hyper", "False"], done.stderr
+
+
 def test_the_version_says_which_build(site: Path, python: Run) -> None:
     from vhost import version
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,23 @@ def test_any_offset_and_size_can_be_mapped(offset: int, size: int) -> None:
     # Where the kernel can use huge pages, address and offset agree.
     if size >= HUGE:
         assert address % HUGE == offset % HUGE
+
+
+def test_regions_for_huge_pages_are_aligned_as_they_come_and_go() -> None:
+    memory = Memory()
+    specs = [spec(i * 8 * HUGE, (2 + i % 3) * HUGE + i % 2 * 4096, i * 4096) for i in range(24)]
+    for one in specs:
+        memory.add(one, memfd(8 * HUGE))
+    for one in specs[::2]:
+        memory.remove(one)
+    for one in specs[::4]:
+        memory.add(one, memfd(8 * HUGE))
+    ranges = sorted((region.address, region.address + region.spec.size) for region in memory.table.regions)
+    assert all(end <= start for (_, end), (start, _) in pairwise(ranges))
+    for region in memory.table.regions:
+        assert region.address % HUGE == region.spec.offset % HUGE
+        with memory.access(region.spec.guest_end - 1, 1, write=True) as view:
+            view[0] = 1
 
 
 def test_no_address_space_is_lost() -> None:

@@ -41,7 +41,7 @@ def _any() -> bool:
 def _registers(info: str) -> bool:
     try:
         with open(os.path.join(info, "entry_points.txt"), "rb", buffering=0) as file:
-            return GROUP.encode() in file.read()
+            return f"[{GROUP}]".encode() in file.read()
     except OSError:
         return False
 

@@ -102,14 +102,16 @@ class Table:
         :raises UnmappedError: not all of the range is in guest memory.
         :raises GuestMemoryError: the range crosses from one region into the next.
         """
+        region = self.find(gpa)
+        if region is not None and 0 <= n <= region.spec.guest_end - gpa:
+            return region, gpa - region.spec.guest_addr
         pieces = self.pieces(gpa, n)
         if len(pieces) > 1:
             raise GuestMemoryError(
                 f"guest memory {gpa:#x}+{n:#x} crosses a region border at "
                 f"{pieces[1][0].spec.guest_addr:#x} and is not contiguous here; take it as spans"
             )
-        region, offset, _ = pieces[0]
-        return region, offset
+        return pieces[0][:2]
 
     def user_to_guest(self, user_addr: int, n: int) -> int:
         """Translate a front-end virtual range, which must lie in one region, to its guest-physical address.

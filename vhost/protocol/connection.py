@@ -27,6 +27,7 @@ _ACK, _STATUS, _VALUE = ReplyRule.ACK, ReplyRule.STATUS, ReplyRule.VALUE
 _GPU = Channel.GPU
 _REPLY, _NEED_REPLY = int(Flag.REPLY), int(Flag.NEED_REPLY)
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
+_QUIRKS = Quirks()
 _HEADER = struct.Struct("=III")
 _SUCCESS = struct.Struct("=IIIQ")
 _U64_SIZE = 8
@@ -88,7 +89,7 @@ class Connection:
         self.channel = channel
         self.side = side
         self._version = channel.version
-        self.terms = Terms(max_regions=max_regions, quirks=quirks or Quirks())
+        self.terms = Terms(max_regions=max_regions, quirks=quirks or _QUIRKS)
         self._max_payload = channel.max_payload if max_payload is None else max_payload
         self._framer = Framer(channel, side, self._max_payload, max(max_regions, 32))
         import_module(_MODULES[channel])  # enters them
