@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """A thousand devices in one process, nearly all of them idle: what they cost, and that each can be used."""
 
+import os
 import re
 import socket
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.backend.peer import TIMEOUT, Peer
-from vhost.protocol import GetFeatures, VirtioFeature
+from tests.backend.peer import PROTOCOL_FEATURES, TIMEOUT, Peer
+from vhost.mem import SELECTED
+from vhost.protocol import GetFeatures, ProtocolFeature, VirtioFeature
 
 DEVICES = 1000
 #: KiB of memory that an idle device may cost: a thread has a stack, which is used a little.
@@ -126,14 +128,18 @@ def test_a_thousand_devices_are_cheap_and_every_one_works(server: Server) -> Non
         assert peer.value(GetFeatures()) & VirtioFeature.VERSION_1
     wait_for(lambda: server.descriptors() <= descriptors + DEVICES + LOOP)
     idle, each = server.descriptors(), (server.rss() - memory) / DEVICES
-    assert each < KIB[server.mode], f"{each:.1f} KiB a device, {server.rss() / 1024:.0f} MiB in all"
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # which has stacks of its own
+        assert each < KIB[server.mode], f"{each:.1f} KiB a device, {server.rss() / 1024:.0f} MiB in all"
     assert descriptors + DEVICES <= idle <= descriptors + DEVICES + LOOP
 
     with ExitStack() as stack:
         for index in range(0, DEVICES, 50):
             peer = stack.enter_context(server.connect(index))
-            request = b"%d" % index
-            assert peer.ready().request(request) == request
+            if SELECTED == "unix":
+                request = b"%d" % index
+                assert peer.ready().request(request) == request
+            else:  # which has no use for memory that comes as a file
+                peer.negotiate(protocol=PROTOCOL_FEATURES | ProtocolFeature.XEN_MMAP)
         busy = server.descriptors()
         # The connection, three of the ring, and what a worker may have of its own.
         assert busy <= idle + DEVICES // 50 * 8
