@@ -13,13 +13,19 @@ from cffi import FFI
 # The build backend runs this file by exec(), with the project's root as the working directory.
 HERE = Path("csrc")
 # In the order in which they need each other; csrc/core.h includes them in the same, without sys.
-API = ("mem", "guard", "queue", "data", "blk", "grants", "driver", "stream", "sys")
+API = ("mem", "guard", "queue", "path", "data", "blk", "grants", "driver", "worker", "stream", "sys")
 SOURCES = (
     "mem.c",
     "map.c",
     "guard.c",
     "walk.c",
-    "split.c",
+    "pop.c",
+    "push.c",
+    "notify.c",
+    "inflight.c",
+    "log.c",
+    "path.c",
+    "worker.c",
     "data.c",
     "blk.c",
     "grants.c",

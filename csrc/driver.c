@@ -68,7 +68,7 @@ int vh_driver_add(struct vh_driver *d, const struct vh_buf *bufs, uint32_t n)
         }
     }
     d->count[head] = (uint16_t)(indirect ? 1 : n);
-    store16(&avail->ring[d->avail_idx & (d->num - 1)], head);
+    store16(&avail->ring[d->avail_idx & (d->num - 1)], head, false);
     d->avail_idx++;
     return head;
 }
@@ -80,12 +80,12 @@ int vh_driver_publish(struct vh_driver *d)
     struct used *used = d->used;
     uint16_t old = d->kicked_idx;
 
-    store16_release(&avail->idx, d->avail_idx);
+    store16_release(&avail->idx, d->avail_idx, false);
     fence();
     d->kicked_idx = d->avail_idx;
     if (d->features & VH_F_EVENT_IDX)
-        return event_passed(load16(avail_event(used, d->num)), d->avail_idx, old);
-    return !(load16(&used->flags) & USED_NO_NOTIFY);
+        return event_passed(load16(avail_event(used, d->num), false), d->avail_idx, old);
+    return !(load16(&used->flags, false) & USED_NO_NOTIFY);
 }
 
 static void release(struct vh_driver *d, uint16_t head)
@@ -104,7 +104,7 @@ static void release(struct vh_driver *d, uint16_t head)
 int vh_driver_poll(struct vh_driver *d, struct vh_used *out, uint32_t max)
 {
     const struct used *used = d->used;
-    uint16_t ahead = (uint16_t)(load16_acquire(&used->idx) - d->last_used);
+    uint16_t ahead = (uint16_t)(load16_acquire(&used->idx, false) - d->last_used);
     uint32_t n;
 
     if (ahead > d->num)
@@ -128,7 +128,7 @@ void vh_driver_calls_off(struct vh_driver *d)
     struct avail *avail = d->avail;
 
     if (!(d->features & VH_F_EVENT_IDX))
-        store16(&avail->flags, AVAIL_NO_INTERRUPT);
+        store16(&avail->flags, AVAIL_NO_INTERRUPT, false);
 }
 
 /* Ask for a call at the next used element. Returns 1 if one is there already, for which no call may come. */
@@ -138,9 +138,9 @@ int vh_driver_calls_on(struct vh_driver *d)
     const struct used *used = d->used;
 
     if (d->features & VH_F_EVENT_IDX)
-        store16(used_event(avail, d->num), d->last_used);
+        store16(used_event(avail, d->num), d->last_used, false);
     else
-        store16(&avail->flags, 0);
+        store16(&avail->flags, 0, false);
     fence();
-    return load16_acquire(&used->idx) != d->last_used;
+    return load16_acquire(&used->idx, false) != d->last_used;
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
-/* From a descriptor chain to pieces of host memory: bounds, order, loops, indirect tables (virtio 1.3, 2.7.5). */
-#include "core.h"
+/* What a walk seldom needs: buffers across regions, memory that is mapped for its use, and everything that is wrong. */
+#include <string.h>
+
+#include "walk.h"
 
 int vh_fail(struct vh_queue *q, enum vh_error error, uint64_t a, uint64_t b)
 {
@@ -9,100 +11,96 @@ int vh_fail(struct vh_queue *q, enum vh_error error, uint64_t a, uint64_t b)
     return -(int)error;
 }
 
+int vh_miss(struct vh_queue *q, uint64_t addr, uint64_t len, bool write)
+{
+    q->miss = write ? 2 : 1;
+    return vh_fail(q, VH_E_MISS, addr, len);
+}
+
 static int defer(struct vh_queue *q, struct vh_batch *b, const struct vh_defer *want)
 {
-    if (b->n_defer == b->cap_iov)
-        return vh_fail(q, VH_E_PIECES, b->chain[want->chain].head, b->cap_iov);
+    if (b->n_defer == b->cap_defer)
+        return vh_fail(q, VH_E_PIECES, want->gpa, b->cap_defer);
     b->defer[b->n_defer++] = *want;
     return 0;
 }
 
-/* Append the pieces of one buffer to the chain; a buffer may cross from one region into the next. */
-static int add_buffer(struct vh_queue *q, struct vh_batch *b, uint32_t chain, uint64_t gpa, uint32_t len, bool write)
+int vh_add_slowly(struct walk *w, uint32_t chain, struct parts *p, uint64_t gpa, uint32_t len, bool write)
 {
-    struct vh_chain *c = &b->chain[chain];
+    struct vh_queue *q = w->q;
+    struct vh_batch *b = w->b;
     uint32_t left = len;
 
     while (left) {
-        uint64_t at = gpa + (len - left);
-        const struct vh_region *r = at < gpa ? NULL : vh_mem_find(q->mem, at);
+        uint64_t at = gpa + (len - left), off;
+        const struct vh_region *r = at < gpa ? NULL : vh_mem_find(w->mem, at);
         uint32_t take;
 
-        if (!r)
-            return vh_fail(q, VH_E_UNMAPPED, gpa, len);
-        if (write && !r->writable)
-            return vh_fail(q, VH_E_READONLY, gpa, len);
-        if (b->n_iov == b->cap_iov)
-            return vh_fail(q, VH_E_PIECES, c->head, b->cap_iov);
-        take = r->size - (at - r->gpa) < left ? (uint32_t)(r->size - (at - r->gpa)) : left;
+        if (!r || !(write ? r->writable : r->readable)) {
+            if (q->features & VH_F_TRANSLATED && at >= gpa)
+                return vh_miss(q, at, left, write);
+            return vh_fail(q, r && write ? VH_E_READONLY : VH_E_UNMAPPED, gpa, len);
+        }
+        if (w->n_iov == b->cap_iov)
+            return vh_fail(q, VH_E_PIECES, gpa, b->cap_iov);
+        off = at - r->gpa;
+        take = r->size - off < left ? (uint32_t)(r->size - off) : left;
         if (!r->host) {
-            uint64_t before = write ? c->write_len : c->read_len;
-            int bad = defer(q, b, &(struct vh_defer){.gpa = at, .at = before, .len = take, .chain = chain,
-                                                     .iov = b->n_iov, .domid = r->domid, .write = write});
+            int bad = defer(q, b,
+                            &(struct vh_defer){.gpa = at, .at = write ? p->write_len : p->read_len, .len = take,
+                                               .chain = chain, .iov = w->n_iov, .domid = r->domid, .write = write});
 
             if (bad)
                 return bad;
         }
-        b->iov[b->n_iov++] = (struct vh_iov){r->host ? r->host + (at - r->gpa) : NULL, take};
-        (*(write ? &c->n_write : &c->n_read))++;
-        *(write ? &c->write_len : &c->read_len) += take;
+        add_piece(w, p, r, off, take, write);
         left -= take;
     }
     return 0;
 }
 
-/* An indirect table: walked at once where it is mapped whole in one piece, else left for vh_expand(). */
-static int enter_table(struct vh_queue *q, struct vh_batch *b, uint32_t chain, const struct desc *d)
+/* A table that crosses region borders, copied together. */
+static const void *collect(struct walk *w, uint64_t gpa, uint32_t len, int *bad)
 {
-    const struct vh_region *r = vh_mem_find(q->mem, d->addr);
+    struct vh_queue *q = w->q;
+    uint32_t done = 0;
 
-    if (!r || d->len > r->size - (d->addr - r->gpa))
-        return vh_fail(q, VH_E_UNMAPPED, d->addr, d->len);
-    if (r->host)
-        return vh_walk(q, b, chain, r->host + (d->addr - r->gpa), d->len / DESC_SIZE, 0, true);
-    b->chain[chain].state = VH_OPEN;
-    b->n_tables++;
-    return defer(q, b, &(struct vh_defer){.gpa = d->addr, .len = d->len, .chain = chain, .iov = UINT32_MAX,
-                                          .domid = r->domid});
+    if (len / DESC_SIZE > q->max_chain) {
+        *bad = vh_fail(q, VH_E_INDIRECT_LEN, gpa, len);
+        return NULL;
+    }
+    while (done < len) {
+        uint64_t at = gpa + done, off;
+        const struct vh_region *r = at < gpa ? NULL : vh_mem_find(w->mem, at);
+        uint32_t take;
+
+        if (!r || !r->readable || !r->host) {
+            *bad = q->features & VH_F_TRANSLATED && at >= gpa && !(r && r->readable)
+                       ? vh_miss(q, at, len - done, false)
+                       : vh_fail(q, VH_E_UNMAPPED, gpa, len);
+            return NULL;
+        }
+        off = at - r->gpa;
+        take = r->size - off < len - done ? (uint32_t)(r->size - off) : len - done;
+        memcpy((char *)q->scratch + done, r->host + off, take);
+        done += take;
+    }
+    return q->scratch;
 }
 
-int vh_walk(struct vh_queue *q, struct vh_batch *b, uint32_t chain, const void *table, uint32_t entries,
-            uint32_t first, bool indirect)
+/* Where an indirect table can be read. NULL: it is left for vh_expand(), or *bad says why not. */
+const void *vh_table(struct walk *w, uint32_t chain, uint64_t gpa, uint32_t len, int *bad)
 {
-    struct vh_chain *c = &b->chain[chain];
-    uint32_t i = first, seen = 0;
+    const struct vh_region *r = vh_mem_find(w->mem, gpa);
 
-    for (;;) {
-        struct desc d = load_desc(table, i);
-        bool write = d.flags & DESC_WRITE;
-        int bad;
-
-        /* No chain visits a table's entry twice, so more steps than entries are a loop. */
-        if (++seen > entries)
-            return vh_fail(q, VH_E_LOOP, c->head, seen);
-        if (d.flags & DESC_INDIRECT) {
-            if (indirect)
-                return vh_fail(q, VH_E_NESTED, c->head, i);
-            if (!(q->features & VH_F_INDIRECT))
-                return vh_fail(q, VH_E_NO_INDIRECT, c->head, i);
-            if (d.flags & DESC_NEXT)
-                return vh_fail(q, VH_E_INDIRECT_NEXT, c->head, i);
-            if (!d.len || d.len % DESC_SIZE || d.len / DESC_SIZE > UINT16_MAX)
-                return vh_fail(q, VH_E_INDIRECT_LEN, c->head, d.len);
-            return enter_table(q, b, chain, &d);
-        }
-        if (c->descs++ >= q->max_chain)
-            return vh_fail(q, VH_E_CHAIN, c->head, q->max_chain);
-        if (!write && c->write_seen)
-            return vh_fail(q, VH_E_ORDER, c->head, i);
-        c->write_seen |= write;
-        bad = add_buffer(q, b, chain, d.addr, d.len, write);
-        if (bad)
-            return bad;
-        if (!(d.flags & DESC_NEXT))
-            return 0;
-        if (d.next >= entries)
-            return vh_fail(q, VH_E_NEXT, d.next, entries);
-        i = d.next;
+    *bad = 0;
+    if (!r || !r->readable || !r->host || len > r->size - (gpa - r->gpa)) {
+        if (!r || r->host || len > r->size - (gpa - r->gpa))
+            return collect(w, gpa, len, bad);
+        w->b->n_tables++;
+        *bad = defer(w->q, w->b,
+                     &(struct vh_defer){.gpa = gpa, .len = len, .chain = chain, .iov = UINT32_MAX, .domid = r->domid});
+        return NULL;
     }
+    return r->host + (gpa - r->gpa);
 }

@@ -19,7 +19,7 @@ STATE = struct.Struct("=II")
 ADDR = struct.Struct("=IIQQQQ")
 REGION = struct.Struct("=QQQQ")
 
-SET_FEATURES, SET_MEM_TABLE, SET_LOG_FD = 2, 5, 7
+SET_FEATURES, SET_MEM_TABLE, GPU_SET_SOCKET = 2, 5, 33
 SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_BASE, GET_VRING_BASE = 8, 9, 10, 11
 SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR = 12, 13, 14
 GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES, SET_VRING_ENABLE, IOTLB_MSG = 15, 16, 18, 22
@@ -60,7 +60,7 @@ REFUSED = [
     Bad("request 0", "request 0 .*is unknown", 0),
     Bad("ungated request", "GET_INFLIGHT_FD is not allowed", GET_INFLIGHT_FD, bytes(24), failure=b""),
     Bad("ungated request with status", "IOTLB_MSG is not allowed", IOTLB_MSG, bytes(32)),
-    Bad("unsupported request", "SET_LOG_FD is not supported", SET_LOG_FD, fds=1),
+    Bad("unsupported request", "GPU_SET_SOCKET is not supported", GPU_SET_SOCKET, fds=1),
     Bad("payload too small", "SET_VRING_NUM has a payload of 4 bytes", SET_VRING_NUM, bytes(4)),
     Bad("payload missing", "SET_VRING_KICK.* has a payload of 0 bytes", SET_VRING_KICK, fds=1),
     Bad("payload too large", "SET_FEATURES has a payload of 16 bytes", SET_FEATURES, bytes(16)),
@@ -115,7 +115,7 @@ REFUSED = [
     ),
     Bad("descriptor of a directory", "call descriptor .* 'd'", SET_VRING_CALL, U64.pack(0), "directory"),
     Bad("descriptor of a device", "err descriptor .* 'c'", SET_VRING_ERR, U64.pack(0), "null"),
-    Bad("feature not offered", r"0x400000000 were not offered", SET_FEATURES, U64.pack(0x4_7000_0000)),
+    Bad("feature not offered", r"0x10000000000 were not offered", SET_FEATURES, U64.pack(0x101_7000_0000)),
     Bad("protocol feature not offered", r"0x10000 were not", SET_PROTOCOL_FEATURES, U64.pack(1 << 16 | 8)),
     Bad(
         "overlap in guest memory",
@@ -153,7 +153,7 @@ REFUSED = [
     Bad("ring index, enable", "ring 3 of", SET_VRING_ENABLE, STATE.pack(3, 1)),
     Bad("base", "base 0x10000", SET_VRING_BASE, STATE.pack(0, 0x10000)),
     Bad("enable neither", "2 neither enables", SET_VRING_ENABLE, STATE.pack(0, 2)),
-    Bad("logging", "flags 0x1", SET_VRING_ADDR, addr(flags=1)),
+    Bad("address flags", "flags 0x2", SET_VRING_ADDR, addr(flags=2)),
     Bad("descriptor table outside", "descriptor table of 256 bytes at 0x10", SET_VRING_ADDR, addr(desc=0x10)),
     Bad("avail ring across the end", "avail ring of 38", SET_VRING_ADDR, addr(avail=USER + RAM_SIZE - 8)),
     Bad("used ring across the end", "used ring of 134", SET_VRING_ADDR, addr(used=USER + RAM_SIZE - 8)),
@@ -325,7 +325,7 @@ def test_messages_may_come_in_pieces_and_in_heaps(server: Serving) -> None:
         for byte in message * 2:
             peer.sock.sendall(bytes([byte]))
         peer.sock.sendall(message * 100)
-        assert {answer(peer) for _ in range(102)} == {(1, VERSION | REPLY, U64.pack(0x1_7000_0000))}
+        assert {answer(peer) for _ in range(102)} == {(1, VERSION | REPLY, U64.pack(0xF_7400_0000))}
 
 
 def test_need_reply_without_reply_ack_is_ignored(server: Serving) -> None:

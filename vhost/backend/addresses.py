@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vhost.errors import GuestMemoryError, RemoteProtocolError, UnmappedError
-from vhost.mem import GuestMemory, RingAccess
-from vhost.virtqueue import RingLayout
+from vhost.mem import GuestMemory, Iotlb, RingAccess
+from vhost.virtqueue import Miss, RingLayout
 
 __all__ = ("RingAddresses",)
 
@@ -15,49 +15,81 @@ __all__ = ("RingAddresses",)
 class RingAddresses:
     """Addresses of the descriptor table, the avail ring and the used ring in the front-end's address space.
 
-    :raises RemoteProtocolError: one is not aligned as virtio wants it.
+    For a packed ring these are the descriptors and the event suppression of driver and device. With a
+    translation they are I/O addresses.
+
+    :ivar log: guest-physical address under which writes to the used ring are logged, None: they are not.
     """
 
     descriptor: int
     avail: int
     used: int
+    log: int | None = None
 
-    def __post_init__(self) -> None:
+    def parts(self, layout: RingLayout) -> tuple[tuple[str, int, int], ...]:
+        """Name, address and length of each part."""
+        return (
+            ("descriptor table", self.descriptor, layout.descriptor),
+            ("avail ring", self.avail, layout.avail),
+            ("used ring", self.used, layout.used),
+        )
+
+    def same_place(self, other: "RingAddresses") -> bool:
+        """Whether only logging differs."""
+        return (self.descriptor, self.avail, self.used) == (other.descriptor, other.avail, other.used)
+
+    def check(self, layout: RingLayout) -> None:
+        """Refuse what no driver may do.
+
+        :raises RemoteProtocolError: one part is not aligned as virtio wants it.
+        """
         for part, address, align in (
-            ("descriptor table", self.descriptor, RingLayout.DESCRIPTOR_ALIGN),
-            ("avail ring", self.avail, RingLayout.AVAIL_ALIGN),
-            ("used ring", self.used, RingLayout.USED_ALIGN),
+            ("descriptor table", self.descriptor, layout.DESCRIPTOR_ALIGN),
+            ("avail ring", self.avail, layout.avail_align),
+            ("used ring", self.used, layout.used_align),
         ):
             if address % align:
                 raise RemoteProtocolError(f"{part} at {address:#x}, which is no multiple of {align}")
 
-    def find(self, memory: GuestMemory, layout: RingLayout) -> list[tuple[int, int]]:
+    def missing(self, iotlb: Iotlb, layout: RingLayout) -> Miss | None:
+        """What of the ring has no translation yet, None: all has."""
+        for _, address, size in self.parts(layout):
+            if (lacking := iotlb.missing(address, size)) is not None:
+                return Miss(*lacking, write=True)
+        return None
+
+    def find(
+        self, memory: GuestMemory, layout: RingLayout, iotlb: Iotlb | None = None
+    ) -> list[tuple[int, int]]:
         """Guest-physical address and length of each part.
 
         :raises UnmappedError: one part is not wholly in one region of guest memory.
         """
         places = []
-        for part, address, size in (
-            ("descriptor table", self.descriptor, layout.descriptor),
-            ("avail ring", self.avail, layout.avail),
-            ("used ring", self.used, layout.used),
-        ):
+        for part, address, size in self.parts(layout):
             try:
-                places.append((memory.user_to_guest(address, size), size))
+                if iotlb is None:
+                    places.append((memory.user_to_guest(address, size), size))
+                else:
+                    places.append((iotlb.guest_address(address, size), size))
             except GuestMemoryError as error:
                 raise UnmappedError(f"{part} of {size} bytes at {address:#x}: {error}") from None
         return places
 
-    def map(self, memory: GuestMemory, layout: RingLayout) -> tuple[RingAccess, RingAccess, RingAccess]:
+    def map(
+        self, memory: GuestMemory, layout: RingLayout, iotlb: Iotlb | None = None
+    ) -> tuple[RingAccess, RingAccess, RingAccess]:
         """The three parts, mapped until they are closed.
 
         :raises UnmappedError: as in :meth:`find`.
         :raises GuestMemoryError: one part cannot be written.
         """
         with ExitStack() as undo:
-            places = self.find(memory, layout)
+            places = self.find(memory, layout, iotlb)
             descriptor, avail = [undo.enter_context(memory.ring(gpa, size)) for gpa, size in places[:2]]
-            # The low byte of the used ring's flags: a driver that was told not to kick kicks again.
-            used = undo.enter_context(memory.ring(*places[2], clear=0))
+            # The low byte of the used ring's flags: a driver that was told not to kick kicks again. Of a
+            # packed
+            # ring's event suppression it is in the second half.
+            used = undo.enter_context(memory.ring(*places[2], clear=2 if layout.packed else 0))
             undo.pop_all()
         return descriptor, avail, used

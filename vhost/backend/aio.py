@@ -31,13 +31,19 @@ class LoopRunner:
         self._loop = asyncio.get_running_loop()
         if self._kick >= 0:
             self._loop.add_reader(self._kick, self._kicked)
+        self._events = -1  # the descriptor of the data path, while it is watched
         self._next: asyncio.Handle = self._loop.call_soon(self._look)
 
     def stop(self) -> None:
         """Call no more."""
         self._next.cancel()
+        self._watch(-1)
         if self._kick >= 0:
             self._loop.remove_reader(self._kick)
+
+    def nudge(self) -> None:
+        """Have a look at the ring again."""
+        self._loop.call_soon_threadsafe(self._look)
 
     def _kicked(self) -> None:
         self._ring.kicked()
@@ -46,10 +52,20 @@ class LoopRunner:
     def _look(self) -> None:
         self._next.cancel()
         delay = self._ring.service()
-        if self._ring.broken:
+        lane = self._ring.lane
+        if self._ring.broken or lane is None:
             self.stop()
-        elif delay is not None:
+            return
+        self._watch(lane.event_fd)
+        if delay is not None:
             self._next = self._loop.call_later(delay, self._look)
+
+    def _watch(self, fd: int) -> None:
+        if self._events >= 0 and fd != self._events:
+            self._loop.remove_reader(self._events)
+        if fd >= 0 and fd != self._events:
+            self._loop.add_reader(fd, self._look)
+        self._events = fd
 
 
 async def serve_async(

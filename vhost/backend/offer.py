@@ -29,6 +29,10 @@ _RINGS = int(
     VirtioFeature.VERSION_1
     | VirtioFeature.RING_INDIRECT_DESC
     | VirtioFeature.RING_EVENT_IDX
+    | VirtioFeature.RING_PACKED
+    | VirtioFeature.IN_ORDER
+    | VirtioFeature.ACCESS_PLATFORM
+    | VirtioFeature.LOG_ALL
     | VirtioFeature.PROTOCOL_FEATURES
 )
 _XEN_MMAP = int(ProtocolFeature.XEN_MMAP)
@@ -38,6 +42,10 @@ _PROTOCOL = int(
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CROSS_ENDIAN
+    | ProtocolFeature.INFLIGHT_SHMFD
 )
 
 

@@ -8,21 +8,23 @@ somebody polls it.
 """
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from vhost._core import lib
 from vhost.backend.addresses import RingAddresses
 from vhost.backend.notifier import Notifier
 from vhost.devices.device import Device
 from vhost.errors import RemoteProtocolError, VhostError, VirtqueueError
-from vhost.mem import GuestMemory
-from vhost.protocol import VirtioFeature
+from vhost.mem import DirtyLog, GuestMemory, InflightRegion, Iotlb
+from vhost.protocol import PackedBase, Quirks, VirtioFeature
 from vhost.protocol.rings import RingEvent, RingState, next_state
-from vhost.virtqueue import Batch, Queue, RingLayout
+from vhost.virtqueue import Lane, Miss, Queue, RingLayout
 
-__all__ = ("Ring", "Runner")
+__all__ = ("Host", "Ring", "Runner")
 
 log = logging.getLogger("vhost.backend")
 
@@ -33,50 +35,58 @@ BUDGET = 1024
 
 
 class Runner(Protocol):
-    """Calls ``kick.drain()`` and ``service()`` of one ring when it should; made running."""
+    """Calls :meth:`Ring.attend` or :meth:`Ring.service` of one ring when it should; made running."""
 
     def stop(self) -> None:
         """Return when the ring is not touched any more."""
 
+    def nudge(self) -> None:
+        """Have a look at the ring again, from any thread."""
 
-class _BoundedQueue(Queue):
-    """A queue that hands out a limited number of chains in one go."""
 
-    budget = 0
+class Host(Protocol):
+    """What a ring needs of its connection besides guest memory."""
 
-    def pop(self, limit: int = 64) -> Batch:
-        batch = super().pop(min(limit, self.budget))
-        self.budget -= len(batch)
-        return batch
+    features: int
+    quirks: Quirks
+    iotlb: Iotlb | None
+    log: DirtyLog | None
+    inflight: InflightRegion | None
+
+    def translate(self, miss: Miss) -> None:
+        """Ask for a translation; :meth:`Ring.translated` is called when there are new ones. From any
+        thread."""
 
 
 class Ring:
     """A vring: its settings, its state and, while it is started, its queue.
 
+    :param host: what is negotiated, and what the rings of a connection share.
     :param run: starts a runner for a ring.
     """
 
     def __init__(
-        self, index: int, device: Device, memory: GuestMemory, run: "Callable[[Ring], Runner]"
+        self, index: int, device: Device, memory: GuestMemory, host: Host, run: "Callable[[Ring], Runner]"
     ) -> None:
         self.index = index
         self.name = f"{device.name}: ring {index}"
         self.kick = Notifier(f"kick descriptor of ring {index}")
-        #: Negotiated virtio features, for the next start.
-        self.features = 0
         self.state = RingState()
         #: Out of order until it is set up anew, because of its driver or its device.
         self.broken = False
+        #: What a runner runs; there is one while the ring is started and its memory is found.
+        self.lane: Lane | None = None
         self._call = Notifier(f"call descriptor of ring {index}")
         self._err = Notifier(f"err descriptor of ring {index}")
         self._device = device
         self._memory = memory
+        self._host = host
         self._run = run
         self._size = 0
         self._addresses: RingAddresses | None = None
         self._base = 0
+        self._big_endian = False
         self._polled = False
-        self._queue: _BoundedQueue | None = None
         self._runner: Runner | None = None
 
     # ---- what the front-end sets ----
@@ -84,33 +94,54 @@ class Ring:
     def set_size(self, size: int) -> None:
         """SET_VRING_NUM.
 
-        :raises RemoteProtocolError: no power of two, or more than the device takes.
+        :raises RemoteProtocolError: more than the device takes, or, for a split ring, no power of two.
         """
-        most = self._device.max_queue_size
-        if not 0 < size <= most or size & (size - 1):
-            raise RemoteProtocolError(f"{size} entries; a power of two from 1 to {most} is needed")
+        most, packed = self._device.max_queue_size, self._packed
+        if not 0 < size <= most or (size & (size - 1) and not packed):
+            kind = "1" if packed else "a power of two from 1"
+            raise RemoteProtocolError(f"{size} entries; {kind} to {most} is needed")
         with self.changed():
             self._size = size
 
     def set_addresses(self, addresses: RingAddresses) -> None:
         """SET_VRING_ADDR. They are looked up now, if there is memory and a size, and again at each start.
 
+        :raises RemoteProtocolError: they are not aligned.
         :raises UnmappedError: one part is not wholly in guest memory.
         """
-        if self._size and self._memory.table.regions:
-            addresses.find(self._memory, RingLayout(self._size))
+        addresses.check(RingLayout(self._size or 1, self._packed))
+        if self._size and self._memory.table.regions and self._host.iotlb is None:
+            addresses.find(self._memory, RingLayout(self._size, self._packed))
+        queue = self._queue
+        if queue is not None and self._addresses is not None and addresses.same_place(self._addresses):
+            # Only the log is switched on or off.
+            self._rest()
+            self._addresses = addresses
+            self._log(queue)
+            self._settle()
+            return
         with self.changed():
             self._addresses = addresses
 
     def set_base(self, base: int) -> None:
-        """SET_VRING_BASE: the avail index to go on from.
+        """SET_VRING_BASE: where to go on.
 
-        :raises RemoteProtocolError: more than 16 bits, which only packed rings use.
+        :raises RemoteProtocolError: more than 16 bits, which only packed rings use, or outside the ring.
         """
-        if base > 0xFFFF:
+        if self._packed:
+            place = PackedBase.of(base, self._host.quirks)
+            if self._size and max(place.avail, place.used) >= self._size:
+                raise RemoteProtocolError(f"base {base:#x} is outside a ring of {self._size} entries")
+            base = place.base()
+        elif base > 0xFFFF:
             raise RemoteProtocolError(f"base {base:#x}; the index of a split ring has 16 bits")
         with self.changed():
             self._base = base
+
+    def set_endian(self, big: bool) -> None:
+        """SET_VRING_ENDIAN: the byte order of a legacy driver's ring."""
+        with self.changed():
+            self._big_endian = big
 
     def set_kick(self, fd: int) -> None:
         """SET_VRING_KICK starts the ring; with `fd` -1 the driver never kicks and the ring is polled.
@@ -169,11 +200,21 @@ class Ring:
         try:
             yield
         finally:
-            if self.state.started and not self.broken:
-                try:
-                    self._open()
-                except Exception as error:
-                    self._break(str(error), trace=not isinstance(error, (VhostError, OSError)))
+            self._reopen()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What the ring is served with changes inside, and no chain is with the device, but its memory
+        stays."""
+        self._rest()
+        if self.lane is not None:
+            self.lane.drain()
+        try:
+            yield
+        finally:
+            if self._queue is not None:
+                self._queue.refresh()
+                self._log(self._queue)
             self._settle()
 
     def close(self) -> None:
@@ -182,34 +223,106 @@ class Ring:
         self._call.close()
         self._err.close()
 
+    # ---- while it runs ----
+
+    def refresh(self) -> None:
+        """There is more guest memory than before."""
+        if self._queue is not None:
+            self._queue.refresh()
+
+    def translated(self) -> None:
+        """There are new translations, perhaps those that the ring waits for."""
+        if self.lane is not None:
+            self.lane.queue.refresh()
+            if self._runner is not None:
+                self.lane.cdata.off = self.broken
+                self._runner.nudge()
+        elif self.state.started and not self.broken:
+            self._reopen()
+
+    def uses(self, iova: int, size: int) -> bool:
+        """Whether the ring itself has one of these I/O addresses."""
+        if self._addresses is None or not self._size:
+            return False
+        parts = self._addresses.parts(RingLayout(self._size, self._packed))
+        return any(address < iova + size and iova < address + length for _, address, length in parts)
+
     # ---- what the runner calls ----
 
     def kicked(self) -> None:
         """Take the kick; a descriptor that will never bring one again breaks the ring."""
         if reason := self.kick.drain():
-            self._break(f"its kick descriptor has failed: {reason}")
+            self.fail(f"its kick descriptor has failed: {reason}")
 
     def service(self) -> float | None:
         """Look at the ring and serve what is there, up to a limit.
 
         :returns: seconds after which to call again, 0 for at once; None: when it is kicked.
         """
-        queue = self._queue
-        if queue is None or self.broken:
+        lane = self.lane
+        if lane is None or self.broken or lane.cdata.off:
             return None
         try:
-            return self._serve(queue)
+            return self._serve_natively(lane) if lane.native else self._serve(lane.queue)
         except VirtqueueError as error:
-            self._break(str(error))
+            self.fail(str(error))
         except Exception as error:
-            self._break(f"the device failed: {error!r}", trace=True)
+            self.fail(f"the device failed: {error!r}", trace=True)
         return None
 
-    def _serve(self, queue: _BoundedQueue) -> float | None:
+    def handle(self) -> None:
+        """The device is to serve what is in the queue; when it wants to be called again is noted in the
+        lane."""
+        lane = self.lane
+        assert lane is not None
+        queue = lane.queue
+        queue.budget = BUDGET
+        try:
+            delay = self._device.handle(queue)
+            if delay is not None:
+                lane.cdata.due = time.monotonic_ns() + max(0, int(delay * 1e9))
+            if queue.miss is not None:
+                self._ask(queue)
+        except VirtqueueError as error:
+            self.fail(str(error))
+        except Exception as error:
+            self.fail(f"the device failed: {error!r}", trace=True)
+
+    def attend(self, served: int) -> None:
+        """The data path needs Python: `served` says what for (``enum vh_served``)."""
+        lane = self.lane
+        assert lane is not None
+        try:
+            if served == lib.VH_S_LEFT:
+                lane.finish(self._device.process)
+                lane.cdata.look = 1
+            else:
+                lane.queue.check(-lib.VH_E_MISS if served == lib.VH_S_MISS else -1)
+            if lane.queue.miss is not None:
+                self._ask(lane.queue)
+        except VirtqueueError as error:
+            self.fail(str(error))
+        except Exception as error:
+            self.fail(f"the device failed: {error!r}", trace=True)
+
+    def fail(self, reason: str, *, trace: bool = False) -> None:
+        """The ring is broken: say so, and serve it no more."""
+        self.broken = True
+        if self.lane is not None:
+            self.lane.cdata.off = 1
+        # Text only: who keeps a record with an exception keeps its frames, and through them guest memory.
+        where = f"\n{traceback.format_exc()}" if trace else ""
+        log.error("%s is broken until it is set up anew: %s%s", self.name, reason, where)
+        self._err.signal()
+
+    def _serve(self, queue: Queue) -> float | None:
         queue.budget = BUDGET
         popped, waiting = queue.popped, queue.available()
         queue.kicks_off()
         delay = self._device.handle(queue)
+        if queue.miss is not None:
+            self._ask(queue)
+            return None
         more = queue.kicks_on()
         # Chains that were there and that the device did not take are its own choice: it would spin otherwise.
         if delay is None and more and (queue.popped != popped or not waiting):
@@ -218,41 +331,96 @@ class Ring:
             delay = POLL_INTERVAL if delay is None else min(delay, POLL_INTERVAL)
         return None if delay is None else max(delay, 0.0)
 
-    def _break(self, reason: str, *, trace: bool = False) -> None:
-        self.broken = True
-        # Text only: who keeps a record with an exception keeps its frames, and through them guest memory.
-        where = f"\n{traceback.format_exc()}" if trace else ""
-        log.error("%s is broken until it is set up anew: %s%s", self.name, reason, where)
-        self._err.signal()
+    def _serve_natively(self, lane: Lane) -> float | None:
+        lane.queue.kicks_off()
+        served = lane.serve(BUDGET)
+        if served in (lib.VH_S_LEFT, lib.VH_S_BROKEN, lib.VH_S_MISS):
+            self.attend(served)
+            return None if self.broken or lane.cdata.off else 0.0
+        if served == lib.VH_S_MORE or (lane.queue.kicks_on() and lane.busy()):
+            return 0.0
+        return POLL_INTERVAL if self._polled else None
+
+    def _ask(self, queue: Queue) -> None:
+        # The answer may be there before this returns.
+        miss, queue.miss = queue.miss, None
+        assert miss is not None
+        assert self.lane is not None
+        self.lane.cdata.off = 1
+        self._host.translate(miss)
 
     # ---- from settings to a running queue and back ----
+
+    @property
+    def _queue(self) -> Queue | None:
+        return None if self.lane is None else self.lane.queue
+
+    @property
+    def _packed(self) -> bool:
+        return bool(self._host.features & VirtioFeature.RING_PACKED)
 
     def _open(self) -> None:
         if not self._size or self._addresses is None:
             missing = "SET_VRING_ADDR" if self._size else "SET_VRING_NUM"
             raise RemoteProtocolError(f"the ring cannot start without {missing}")
-        layout = RingLayout(self._size)
-        queue = _BoundedQueue(
+        layout, host = RingLayout(self._size, self._packed), self._host
+        if host.iotlb is not None and (miss := self._addresses.missing(host.iotlb, layout)):
+            log.info("%s waits for the translation of %#x", self.name, miss.address)
+            host.translate(miss)
+            return
+        features, inflight = host.features, 0
+        if host.inflight is not None:
+            inflight = host.inflight.part(self.index, self._size, packed=layout.packed)
+        queue = Queue(
             self.index,
             layout,
             self._memory,
-            self._addresses.map(self._memory, layout),
+            self._addresses.map(self._memory, layout, host.iotlb),
             base=self._base,
-            event_idx=bool(self.features & VirtioFeature.RING_EVENT_IDX),
-            indirect=bool(self.features & VirtioFeature.RING_INDIRECT_DESC),
+            event_idx=bool(features & VirtioFeature.RING_EVENT_IDX),
+            indirect=bool(features & VirtioFeature.RING_INDIRECT_DESC),
+            in_order=bool(features & VirtioFeature.IN_ORDER),
+            big_endian=self._big_endian and not features & VirtioFeature.VERSION_1,
             max_chain=self._device.max_chain,
             call_fd=self._call.fd,
+            translation=host.iotlb,
+            inflight=inflight,
         )
         try:
+            self._log(queue)
             self._device.start(queue)
+            path = self._device.path(queue)
         except BaseException:
             queue.close()
             raise
-        self._queue = queue
-        log.info("%s started: %d entries, base %d", self.name, self._size, self._base)
+        self.lane = Lane(queue, path, self.kick.fd)
+        log.info("%s started: %d entries, base %#x", self.name, self._size, self._base)
+        if queue.again:
+            log.info("%s: %d chains were in flight, and are served again", self.name, queue.again)
+
+    def _log(self, queue: Queue) -> None:
+        host, addresses = self._host, self._addresses
+        assert addresses is not None
+        if host.log is None or not host.features & VirtioFeature.LOG_ALL:
+            queue.log_to(None)
+            return
+        ring = 0
+        if addresses.log is not None and queue.packed:
+            ring = addresses.find(self._memory, RingLayout(self._size, True), host.iotlb)[0][0]
+        queue.log_to(host.log, data=True, used=addresses.log, ring=ring)
+
+    def _reopen(self) -> None:
+        if self.state.started and not self.broken:
+            try:
+                self._open()
+            except Exception as error:
+                self.fail(str(error), trace=not isinstance(error, (VhostError, OSError)))
+        self._settle()
 
     def _settle(self) -> None:
-        if self._runner is None and self._queue is not None and self.state.enabled and not self.broken:
+        if self._runner is None and self.lane is not None and self.state.enabled and not self.broken:
+            self.lane.cdata.off = 0
+            self.lane.cdata.look = 1
             self._runner = self._run(self)
 
     def _rest(self) -> None:
@@ -264,9 +432,11 @@ class Ring:
 
     def _halt(self) -> None:
         self._rest()
-        queue, self._queue = self._queue, None
-        if queue is None:
+        lane, self.lane = self.lane, None
+        if lane is None:
             return
+        queue = lane.queue
+        lane.drain()
         queue.pausing = True
         try:
             self._device.stop(self.index)
@@ -276,7 +446,7 @@ class Ring:
         queue.close()
         if held := queue.popped - queue.pushed - queue.lost:
             log.error("%s: the device has not returned %d of %d chains", self.name, held, queue.popped)
-        log.info("%s stopped: base %d, %d chains served", self.name, self._base, queue.pushed)
+        log.info("%s stopped: base %#x, %d chains served", self.name, self._base, queue.pushed)
 
     def _shut(self) -> None:
         self.state = next_state(self.state, RingEvent.GET_BASE)

@@ -10,7 +10,7 @@ import time
 from vhost.backend.listen import Source
 from vhost.backend.offer import check_device
 from vhost.backend.session import MakeMemory, Session
-from vhost.backend.worker import Worker
+from vhost.backend.worker import Polling, Workers
 from vhost.devices.device import Device
 from vhost.errors import RemoteProtocolError
 from vhost.io.receiver import Receiver
@@ -38,6 +38,7 @@ def serve(
     listen_fds: bool = False,
     stop: HasFileno | None = None,
     memory: MakeMemory = Memory,
+    polling: Polling | None = None,
 ) -> None:
     """Serve `device` to the front-ends that connect, one after the other, until `stop`.
 
@@ -48,6 +49,8 @@ def serve(
     :param stop: something with a descriptor that becomes readable when the server is to end, such as
         :class:`vhost.backend.Stop`.
     :param memory: makes the guest memory of each connection, to choose options that this build of it has.
+    :param polling: how the threads that serve rings wait, how many there are and where they run; None:
+        defaults.
     :raises OSError: the socket cannot be had.
     :raises DeviceError: the device's numbers are out of range.
     """
@@ -56,14 +59,20 @@ def serve(
     try:
         if source.listening:
             log.info("%s: listening on %s", device.name, source)
-            _accept(device, source.sock, stop, memory)
+            _accept(device, source.sock, stop, memory, polling)
         else:
-            _converse(device, source.sock, stop, memory)
+            _converse(device, source.sock, stop, memory, polling)
     finally:
         source.close()
 
 
-def _accept(device: Device, listener: socket.socket, stop: HasFileno | None, memory: MakeMemory) -> None:
+def _accept(
+    device: Device,
+    listener: socket.socket,
+    stop: HasFileno | None,
+    memory: MakeMemory,
+    polling: Polling | None,
+) -> None:
     while wait(listener, select.POLLIN, stop=stop):
         try:
             client, _ = listener.accept()
@@ -74,7 +83,7 @@ def _accept(device: Device, listener: socket.socket, stop: HasFileno | None, mem
             _pause(stop)
             continue
         client.setblocking(False)
-        _converse(device, client, stop, memory)
+        _converse(device, client, stop, memory, polling)
 
 
 def _pause(stop: HasFileno | None) -> None:
@@ -87,15 +96,23 @@ def _pause(stop: HasFileno | None) -> None:
             pass
 
 
-def _converse(device: Device, sock: socket.socket, stop: HasFileno | None, memory: MakeMemory) -> None:
+def _converse(
+    device: Device,
+    sock: socket.socket,
+    stop: HasFileno | None,
+    memory: MakeMemory,
+    polling: Polling | None,
+) -> None:
     log.info("%s: front-end connected", device.name)
-    session, failure = Session(device, Worker, memory()), None
+    workers = Workers(device.num_queues, polling)
+    session, failure = Session(device, workers, memory()), None
     try:
         _talk(session, sock, stop)
     except Exception as error:
         failure = error
     finally:
         session.close()
+        workers.close()
         sock.close()
     log_end(device, failure)
 

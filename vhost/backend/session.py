@@ -6,6 +6,7 @@ no event loop: how rings are run is a parameter.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,16 +22,22 @@ from vhost.backend.offer import (
     virtio_features,
 )
 from vhost.backend.ring import Ring, Runner
+from vhost.backend.shared import Shared
 from vhost.devices.device import Device
 from vhost.errors import ProtocolError, VhostError
 from vhost.io.receiver import Standing
-from vhost.mem import GuestMemory, RegionSpec
+from vhost.io.sockets import close_fds
+from vhost.mem import GuestMemory, InflightRegion, InflightSpec, RegionSpec
 from vhost.protocol import (
     U64,
     Channel,
     Closed,
     ConfigReply,
     Connection,
+    Inflight,
+    IotlbPerm,
+    IotlbType,
+    LogBase,
     MemoryRegion,
     Message,
     Payload,
@@ -39,6 +46,7 @@ from vhost.protocol import (
     Side,
     VirtioFeature,
     VringBase,
+    VringFlag,
 )
 from vhost.protocol import frontend_messages as fe
 from vhost.protocol.rings import RingEvent
@@ -48,6 +56,8 @@ __all__ = ("MakeMemory", "Session")
 log = logging.getLogger("vhost.backend")
 
 _PROTOCOL_FEATURES = int(VirtioFeature.PROTOCOL_FEATURES)
+
+_LOG_ALL = int(VirtioFeature.LOG_ALL)
 
 #: Makes the guest memory of a connection.
 MakeMemory = Callable[[], GuestMemory]
@@ -91,13 +101,16 @@ class Session:
     def __init__(self, device: Device, run: Callable[[Ring], Runner], memory: GuestMemory) -> None:
         self.device = device
         self.memory = memory
-        self.rings = [Ring(index, device, self.memory, run) for index in range(device.num_queues)]
+        self._connection = Connection(Channel.FRONTEND, Side.RESPONDER)
+        self._shared = Shared(memory, self._connection.terms.quirks)
+        self.rings = [Ring(index, device, memory, self._shared, run) for index in range(device.num_queues)]
         #: The front-end has gone, between two messages.
         self.over = False
         self._owned = False
-        self._connection = Connection(Channel.FRONTEND, Side.RESPONDER)
         self._connection.offered_features = virtio_features(device)
         self._connection.offered_protocol_features = protocol_features(device)
+        # Descriptors that go with the answer to the request that is served now, and are closed behind it.
+        self._answer_fds: list[int] = []
         self._standing: Standing | None = None
         self._stand()
 
@@ -110,7 +123,10 @@ class Session:
         while (event := self._connection.next_event()) is not None:
             if isinstance(event, Request):
                 if (output := self._serve(event)) is not None:
-                    yield output
+                    try:
+                        yield output
+                    finally:
+                        close_fds(output[1])
             elif isinstance(event, Closed):
                 self.over = True
             elif isinstance(event, Rejected):
@@ -143,6 +159,7 @@ class Session:
             stack.callback(self._connection.close)
             stack.callback(self._reset)
             stack.callback(self.memory.clear)
+            stack.callback(self._shared.close)
             for ring in self.rings:
                 stack.callback(ring.close)
 
@@ -169,7 +186,8 @@ class Session:
             log.exception("%s: failed: %s", self.device.name, message)
             return self._connection.ack(request, 1)
         if value is not None:
-            return self._connection.reply(request, value)
+            fds, self._answer_fds = self._answer_fds, []
+            return self._connection.reply(request, value, fds)
         return self._connection.ack(request)
 
     # ---- features ----
@@ -181,11 +199,16 @@ class Session:
     @_handles(fe.SetFeatures, before_owner=True)
     def _set_features(self, message: fe.SetFeatures, request: Request) -> None:
         features = offered_only(message.features, virtio_features(self.device))
-        self.device.negotiated(features)
+        logging_only = features & ~_LOG_ALL == self._shared.features & ~_LOG_ALL
+        if logging_only and any(ring.state.started for ring in self.rings):
+            with self._paused():
+                self._shared.set_features(features)
+            return
+        self._shared.set_features(features)
+        self.device.negotiated(features & ~_LOG_ALL)
         log.info("%s: virtio features %#x negotiated", self.device.name, features)
-        for ring in self.rings:
-            ring.features = features
-            if not features & _PROTOCOL_FEATURES:
+        if not features & _PROTOCOL_FEATURES:
+            for ring in self.rings:
                 ring.apply(RingEvent.FEATURES_WITHOUT_PROTOCOL)
 
     @_handles(fe.GetProtocolFeatures, before_owner=True)
@@ -229,6 +252,7 @@ class Session:
         specs = [_spec(region) for region in message.regions]
         with self._memory_changed():
             self.memory.replace(list(zip(specs, request.take_fds(), strict=True)))
+            self._forget_translations()
 
     @_handles(fe.GetMaxMemSlots, before_owner=True)
     def _get_max_mem_slots(self, _: fe.GetMaxMemSlots, request: Request) -> U64:
@@ -237,13 +261,16 @@ class Session:
     @_handles(fe.AddMemReg)
     def _add_mem_reg(self, message: fe.AddMemReg, request: Request) -> None:
         self._check_xen()
-        # Rings keep their pages, and find the new table when they next pop.
+        # Rings keep their pages.
         self.memory.add(_spec(message.region), request.take_fd())
+        for ring in self.rings:
+            ring.refresh()
 
     @_handles(fe.RemMemReg)
     def _rem_mem_reg(self, message: fe.RemMemReg, request: Request) -> None:
         with self._memory_changed():
             self.memory.remove(_spec(message.region))
+            self._forget_translations()
 
     def _check_xen(self) -> None:
         check_xen(self._connection.protocol_features, "guest memory")
@@ -255,6 +282,81 @@ class Session:
                 stack.enter_context(ring.changed())
         return stack
 
+    def _paused(self) -> ExitStack:
+        stack = ExitStack()
+        for ring in self.rings:
+            stack.enter_context(ring.paused())
+        return stack
+
+    def _forget_translations(self) -> None:
+        # They lead to memory that may be gone; the front-end is asked for those that are needed.
+        if self._shared.iotlb is not None:
+            self._shared.iotlb.clear()
+
+    # ---- translations ----
+
+    @_handles(fe.SetBackendReqFd)
+    def _set_backend_req_fd(self, _: fe.SetBackendReqFd, request: Request) -> None:
+        self._shared.set_channel(request.take_fd(), self._connection.protocol_features)
+        for ring in self.rings:
+            ring.translated()  # who had nobody to ask asks now
+
+    @_handles(fe.IotlbMsg)
+    def _iotlb_msg(self, message: fe.IotlbMsg, request: Request) -> U64:
+        iotlb = self._shared.iotlb
+        if iotlb is None:
+            raise ProtocolError("addresses are not translated: ACCESS_PLATFORM is not negotiated")
+        if message.type == IotlbType.UPDATE:
+            read, write = bool(message.perm & IotlbPerm.READ), bool(message.perm & IotlbPerm.WRITE)
+            iotlb.update(message.iova, message.size, message.user_addr, read=read, write=write)
+            for ring in self.rings:
+                ring.translated()
+        elif message.type == IotlbType.INVALIDATE:
+            with ExitStack() as stack:
+                for ring in self.rings:
+                    using = ring.uses(message.iova, message.size)
+                    stack.enter_context(ring.changed() if using else ring.paused())
+                iotlb.invalidate(message.iova, message.size)
+        else:
+            raise ProtocolError(
+                f"IOTLB_MSG of type {message.type}; a front-end updates (2) or invalidates (3)"
+            )
+        return U64(0)
+
+    # ---- the dirty log ----
+
+    @_handles(fe.SetLogBase)
+    def _set_log_base(self, message: fe.SetLogBase, request: Request) -> LogBase:
+        fd = request.take_fd()
+        try:
+            with self._paused():
+                self._shared.set_log(fd, message.size, message.offset)
+        finally:
+            os.close(fd)
+        return LogBase(message.size, message.offset)
+
+    @_handles(fe.SetLogFd)
+    def _set_log_fd(self, _: fe.SetLogFd, request: Request) -> None:
+        with self._paused():
+            self._shared.set_log_fd(request.take_fd())
+
+    # ---- what is in flight ----
+
+    @_handles(fe.GetInflightFd)
+    def _get_inflight_fd(self, message: fe.GetInflightFd, request: Request) -> Inflight:
+        spec, fd = self._shared.new_inflight(message.num_queues, message.queue_size)
+        self._answer_fds.append(fd)
+        return Inflight(spec.size, spec.offset, spec.num_queues, spec.queue_size)
+
+    @_handles(fe.SetInflightFd)
+    def _set_inflight_fd(self, message: fe.SetInflightFd, request: Request) -> None:
+        fd = request.take_fd()
+        spec = InflightSpec(message.mmap_size, message.mmap_offset, message.num_queues, message.queue_size)
+        try:
+            self._shared.set_inflight(InflightRegion(fd, spec))
+        finally:
+            os.close(fd)
+
     # ---- rings ----
 
     @_handles(fe.SetVringNum)
@@ -263,10 +365,17 @@ class Session:
 
     @_handles(fe.SetVringAddr)
     def _set_vring_addr(self, message: fe.SetVringAddr, request: Request) -> None:
-        if message.flags:
-            raise ProtocolError(f"flags {message.flags:#x}: logging of dirty pages was not offered")
-        addresses = RingAddresses(message.descriptor, message.available, message.used)
+        if message.flags & ~int(VringFlag.LOG):
+            raise ProtocolError(f"flags {message.flags:#x}; only LOG ({int(VringFlag.LOG)}) is known")
+        logged = message.log if message.flags & VringFlag.LOG else None
+        addresses = RingAddresses(message.descriptor, message.available, message.used, logged)
         self._ring(message.index).set_addresses(addresses)
+
+    @_handles(fe.SetVringEndian)
+    def _set_vring_endian(self, message: fe.SetVringEndian, request: Request) -> None:
+        if message.endian not in (0, 1):
+            raise ProtocolError(f"byte order {message.endian} is neither little (0) nor big (1)")
+        self._ring(message.index).set_endian(bool(message.endian))
 
     @_handles(fe.SetVringBase)
     def _set_vring_base(self, message: fe.SetVringBase, request: Request) -> None:

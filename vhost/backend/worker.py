@@ -1,47 +1,200 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Runs a ring in a thread of its own; the interpreter lock is free while it waits."""
+"""Runs rings in threads: each waits for a group of them in the C core, where the interpreter lock is free."""
 
+import _thread
 import os
-import select
-import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
+from vhost._core import ffi, lib
 from vhost.backend.ring import Ring
+from vhost.errors import DeviceError
 
-__all__ = ("Worker",)
+__all__ = ("Polling", "Workers")
+
+#: Microseconds of polling before a sleep, where it pays.
+POLL_US: Final = 50
 
 
-class Worker:
-    """The runner of blocking servers: one thread, from creation until :meth:`stop`."""
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """How workers wait, and where they run.
 
-    def __init__(self, ring: Ring) -> None:
-        self._ring = ring
+    :param us: microseconds to look at the rings before a sleep, as long as that finds something often
+        enough, and
+        with a quarter of the time at most where it does not; 0: sleep at once.
+    :param always: never sleep: the fastest, for a processor of its own.
+    :param workers: threads of a device, which share its queues evenly; None: one for each queue.
+    :param cpus: processors to run on, the workers in turn; none: wherever the system likes.
+    :param numa_node: memory of the workers comes from this node, and without `cpus` they run there; None:
+        anywhere.
+    :raises DeviceError: a number is out of range, or there is no such node.
+    """
+
+    us: int = POLL_US
+    always: bool = False
+    workers: int | None = None
+    cpus: Sequence[int] = ()
+    numa_node: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.us <= 1_000_000:
+            raise DeviceError(f"polling for {self.us} µs: 0 to 1000000 are possible")
+        if self.workers is not None and self.workers < 1:
+            raise DeviceError(f"{self.workers} workers: at least one has to be there")
+        if missing := set(self.cpus) - os.sched_getaffinity(0):
+            raise DeviceError(f"processors {sorted(missing)} are not there, or not for this process")
+        if self.numa_node is not None and not self.places(0):
+            raise DeviceError(
+                f"NUMA node {self.numa_node} is not there, or has no processor for this process"
+            )
+
+    def places(self, index: int) -> set[int]:
+        """Processors of the worker `index`; none: all."""
+        if self.cpus:
+            return {self.cpus[index % len(self.cpus)]}
+        if self.numa_node is None:
+            return set()
+        return _node_cpus(self.numa_node) & os.sched_getaffinity(0)
+
+
+def _node_cpus(node: int) -> set[int]:
+    found: set[int] = set()
+    try:
+        with open(f"/sys/devices/system/node/node{node}/cpulist") as file:
+            text = file.read().strip()
+    except OSError:
+        return found
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+class Workers:
+    """The threads of a device, made when they are first needed, until closed.
+
+    An instance makes runners of rings: ``workers(ring)``.
+    """
+
+    def __init__(self, queues: int, polling: Polling | None = None) -> None:
+        self._polling = Polling() if polling is None else polling
+        self._count = min(queues, self._polling.workers or queues)
+        self._workers: dict[int, _Worker] = {}
+
+    def __call__(self, ring: Ring) -> "_Run":
+        index = ring.index % self._count
+        if index not in self._workers:
+            self._workers[index] = _Worker(self._polling, index)
+        return _Run(self._workers[index], ring)
+
+    def close(self) -> None:
+        """End the threads; their rings are stopped."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+
+class _Run:
+    # The runner of one ring: its place in a worker.
+    def __init__(self, worker: "_Worker", ring: Ring) -> None:
+        self._worker, self._ring = worker, ring
+        worker.add(ring)
+
+    def stop(self) -> None:
+        self._worker.remove(self._ring)
+
+    def nudge(self) -> None:
+        self._worker.nudge()
+
+
+class _Worker:
+    # A thread that runs rings. Rings come and go while it pauses; only the control plane's thread asks it to.
+    def __init__(self, polling: Polling, index: int) -> None:
+        self._rings: list[Ring] = []
+        self._polling, self._index = polling, index
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._thread = threading.Thread(target=self._run, name=ring.name, daemon=True)
+        mode = lib.VH_POLL_ALWAYS if polling.always else lib.VH_POLL_ADAPTIVE
+        self._core = ffi.new("struct vh_worker *")
+        self._core.stop_fd, self._core.polling = self._stop, mode if polling.us or polling.always else 0
+        self._core.poll_ns = polling.us * 1000
+        self._keep: tuple[Any, ...] = (ffi.new("uint64_t[]", 1),)
+        self._core.poll = self._keep[0]
+        self._pausing = self._ending = False
+        self._paused, self._resumed, self._ended = (_thread.allocate_lock() for _ in range(3))
+        for lock in (self._paused, self._resumed, self._ended):
+            lock.acquire()
         try:
-            self._thread.start()
+            # Not threading.Thread, which takes as long to start as the rest of a handshake.
+            _thread.start_new_thread(self._run, ())
         except RuntimeError:
             os.close(self._stop)
             raise
 
-    def stop(self) -> None:
-        """Wait until the device has finished with what it has, and end the thread."""
-        os.eventfd_write(self._stop, 1)
-        self._thread.join()
+    def add(self, ring: Ring) -> None:
+        self._change([*self._rings, ring])
+
+    def remove(self, ring: Ring) -> None:
+        self._change([other for other in self._rings if other is not ring])
+
+    def nudge(self) -> None:
+        lib.vh_worker_stop(self._core)
+
+    def close(self) -> None:
+        self._ending = True
+        self.nudge()
+        self._ended.acquire()
         os.close(self._stop)
 
+    def _change(self, rings: list[Ring]) -> None:
+        self._pausing = True
+        self.nudge()
+        self._paused.acquire()
+        lanes = [ring.lane.cdata for ring in rings if ring.lane is not None]
+        assert len(lanes) == len(rings)
+        self._keep = ffi.new("struct vh_lane *[]", lanes), ffi.new("uint64_t[]", 2 * len(lanes) + 1), lanes
+        self._core.lane, self._core.poll = self._keep[:2]
+        self._core.n = len(lanes)
+        self._rings = rings
+        self._resumed.release()
+
     def _run(self) -> None:
-        ring, kick = self._ring, self._ring.kick.fd
-        poller = select.poll()
-        poller.register(self._stop, select.POLLIN)
-        if kick >= 0:
-            poller.register(kick, select.POLLIN)
-        while True:
-            delay = ring.service()
-            if ring.broken and kick >= 0:
-                poller.unregister(kick)
-                kick = -1
-            ready = [fd for fd, _ in poller.poll(None if delay is None else delay * 1000)]
-            if self._stop in ready:
-                return
-            if kick in ready:
-                ring.kicked()
+        try:
+            self._serve()
+        finally:
+            self._ended.release()
+
+    def _serve(self) -> None:
+        core, run = self._core, lib.vh_worker_run
+        if places := self._polling.places(self._index):
+            os.sched_setaffinity(0, places)
+        if self._polling.numa_node is not None:
+            lib.vh_prefer_node(self._polling.numa_node)
+        while not self._ending:
+            event = run(core)
+            if event == lib.VH_W_STOP:
+                self._rest()
+                continue
+            ring = self._rings[core.which]
+            if event == lib.VH_W_HANDLE:
+                ring.handle()
+            elif event == lib.VH_W_SERVED:
+                ring.attend(core.served)
+            else:
+                ring.fail(f"its kick descriptor has failed: {_reason(core.error)}")
+
+    def _rest(self) -> None:
+        try:
+            os.eventfd_read(self._stop)
+        except BlockingIOError:
+            pass
+        self._core.stop = 0
+        if self._pausing:
+            self._pausing = False
+            self._paused.release()
+            self._resumed.acquire()
+
+
+def _reason(error: int) -> str:
+    return os.strerror(error) if error else "the peer has closed it"

@@ -6,7 +6,8 @@ A device sees queues and chains and nothing else: no socket, no message, no thre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vhost.errors import DeviceError
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from vhost.virtqueue import Chain, Queue
 
 __all__ = ("Device",)
+
+# Seconds for which answers are kept, to be returned together.
+_TOGETHER = 0.0001
 
 
 class Device:
@@ -66,14 +70,29 @@ class Device:
     def stop(self, index: int) -> None:
         """The ring `index` has stopped; its queue will not be seen again."""
 
+    def path(self, queue: Queue) -> Any | None:
+        """A native data path for `queue`: a ``struct vh_path *`` that lives until :meth:`stop`, None for
+        none.
+
+        With one, :meth:`handle` is not called, and :meth:`process` only for what the path leaves to it.
+        """
+        return None
+
     def handle(self, queue: Queue) -> float | None:
         """Serve what is in `queue`; called whenever there may be something, which may turn out to be nothing.
 
         :returns: None, or seconds after which to look again even without a kick.
         """
-        for chain in queue:
-            self.process(chain)
-            chain.push()
+        while batch := queue.pop():
+            pushed = monotonic()
+            for chain in batch:
+                self.process(chain)
+                chain.done()
+                # What is quick is returned together; what is slow does not keep the driver waiting.
+                if (now := monotonic()) - pushed > _TOGETHER:
+                    queue.push_done(batch)
+                    pushed = now
+            queue.push_done(batch)
         return None
 
     def process(self, chain: Chain) -> None:

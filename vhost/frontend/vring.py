@@ -57,8 +57,8 @@ class Vring:
         layout = self._layout
         wanted = [
             (layout.descriptor, layout.DESCRIPTOR_ALIGN),
-            (layout.avail, layout.AVAIL_ALIGN),
-            (layout.used, layout.USED_ALIGN),
+            (layout.avail, layout.avail_align),
+            (layout.used, layout.used_align),
         ]
         if self._table_len:
             wanted.append((16 * self.size * self._table_len, _TABLE_ALIGN))

@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import Final
 
 from vhost.mem._select import SELECTED, TARGET
+from vhost.mem.dirtylog import DirtyLog
+from vhost.mem.inflight import InflightRegion, InflightSpec
+from vhost.mem.iotlb import Iotlb
 from vhost.mem.memory import GuestMemory
 from vhost.mem.regions import Region, RegionSpec
 from vhost.mem.scopes import Access, Deferred, RingAccess, Spans
@@ -25,6 +28,10 @@ __all__ = (
     "Spans",
     "RingAccess",
     "Deferred",
+    "DirtyLog",
+    "InflightRegion",
+    "InflightSpec",
+    "Iotlb",
 )
 
 

@@ -5,6 +5,7 @@ Knows guest-physical and front-end virtual addresses, and host addresses once so
 (csrc/mem.c) does what depends on the number of regions.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final, final
@@ -127,6 +128,40 @@ class Table:
             f"front-end address {user_addr:#x}+{n:#x} is not inside any one region of the memory table"
         )
 
+    def user_pieces(self, user_addr: int, n: int) -> list[tuple[Region, int, int]]:
+        """Where a range of front-end virtual addresses lies: (region, offset in it, bytes) in address order.
+
+        :raises UnmappedError: not all of the range is in guest memory.
+        """
+        found = []
+        at, end = user_addr, user_addr + n
+        while at < end:
+            index = lib.vh_mem_user(self.cdata, at, 1)
+            if index < 0:
+                raise UnmappedError(
+                    f"front-end address {user_addr:#x}+{n:#x} is not in the memory table: "
+                    f"nothing is at {at:#x}"
+                )
+            region = self._regions[index]
+            length = min(end, region.spec.user_end) - at
+            found.append((region, at - region.spec.user_addr, length))
+            at += length
+        return found
+
+    def overlapping(self, start: int, end: int) -> list[Region]:
+        """The regions that have an address from `start` up to, not including, `end`."""
+        first = bisect_right(self._regions, start, key=_end_of)
+        last = bisect_left(self._regions, end, key=_start_of)
+        return self._regions[first:last]
+
+    def guest_address(self, address: int) -> int:
+        """The guest-physical address, which in a table of translations is not the address itself.
+
+        :raises UnmappedError: the address is in no region.
+        """
+        region, offset = self.locate(address, 1)
+        return int(self.cdata.region[lib.vh_mem_where(self.cdata, region.spec.guest_addr)].log) + offset
+
     def __repr__(self) -> str:
         return f"<Table of {len(self._regions)} regions>"
 
@@ -199,6 +234,20 @@ class Draft:
         )
         self.regions[at] = region
 
+    def enter(self, iova: int, region: Region, offset: int, n: int, *, read: bool, write: bool) -> None:
+        """Put in the translation of `n` I/O addresses, to a part of a region of guest memory.
+
+        :raises GuestMemoryError: the region is not mapped in advance, or there is a translation already.
+        """
+        if not region.mapped:
+            raise GuestMemoryError(f"{region.spec} is mapped for its use, which translations cannot be")
+        spec = RegionSpec(iova, n, iova)  # nobody looks for translations by their user address
+        self.add(spec)
+        address, writable = region.address + offset, write and region.writable
+        self.back(Region(spec, None, address, writable, region.guard, mapping=region))
+        entry = self.cdata.region[lib.vh_mem_back(self.cdata, iova, address, region.guard, 0, writable)]
+        entry.log, entry.readable = region.spec.guest_addr + offset, read
+
     def remove(self, spec: RegionSpec) -> None:
         """Take out the region with this guest address, user address and size.
 
@@ -208,6 +257,14 @@ class Draft:
         if index < 0:
             raise UnmappedError(f"no such region to remove: {spec}")
         del self.regions[index]
+
+
+def _start_of(region: Region) -> int:
+    return region.spec.guest_addr
+
+
+def _end_of(region: Region) -> int:
+    return region.spec.guest_end
 
 
 def _free(regions: list[Region], table: Any) -> None:

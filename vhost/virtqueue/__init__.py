@@ -7,7 +7,8 @@ Knows rings and guest memory; knows nothing of vhost-user, sockets or threads.
 from vhost.virtqueue.batch import Batch
 from vhost.virtqueue.chain import Chain
 from vhost.virtqueue.driver import DriverQueue
+from vhost.virtqueue.lane import Lane
 from vhost.virtqueue.layout import RingLayout
-from vhost.virtqueue.queue import Queue
+from vhost.virtqueue.queue import Miss, Queue
 
-__all__ = ("Batch", "Chain", "DriverQueue", "Queue", "RingLayout")
+__all__ = ("Batch", "Chain", "DriverQueue", "Lane", "Miss", "Queue", "RingLayout")

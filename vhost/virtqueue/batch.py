@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ("Batch",)
 
+# Pages that no batch was large enough for yet are not touched.
+_new = ffi.new_allocator(should_clear_after_alloc=False)
+
 
 class Keeper:
     """Called when the pointer under a view is gone; until then it keeps the batch's memory mapped."""
@@ -35,14 +38,23 @@ class Batch:
 
     __slots__ = ("_keep", "_keeper", "_queue", "cdata", "mapped", "table")
 
-    def __init__(self, queue: "Queue", chains: int, pieces: int) -> None:
+    def __init__(self, queue: "Queue", chains: int, pieces: int, deferred: int = 0, index: int = 0) -> None:
         self._queue = queue
-        chain, iov = ffi.new("struct vh_chain[]", chains), ffi.new("struct vh_iov[]", pieces)
-        defer = ffi.new("struct vh_defer[]", pieces)
-        self._keep: tuple[Any, ...] = (chain, iov, defer)
+        chain, iov = _new("struct vh_chain[]", chains), _new("struct vh_iov[]", pieces)
+        log, defer = _new("uint64_t[]", pieces), _new("struct vh_defer[]", deferred)
+        self._keep: tuple[Any, ...] = (chain, iov, log, defer)
         self.cdata = ffi.new(
             "struct vh_batch *",
-            {"cap": chains, "cap_iov": pieces, "chain": chain, "iov": iov, "defer": defer},
+            {
+                "cap": chains,
+                "cap_iov": pieces,
+                "cap_defer": deferred,
+                "chain": chain,
+                "iov": iov,
+                "log": log,
+                "defer": defer,
+                "index": index,
+            },
         )
         self.table: Table | None = None
         self.mapped: Deferred | None = None

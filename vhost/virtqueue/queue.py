@@ -2,15 +2,16 @@
 """The device's side of a virtqueue: takes chains from the driver, returns them used."""
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 from vhost._core import ffi, lib
 from vhost.errors import GuestMemoryError, VirtqueueError
-from vhost.mem import GuestMemory, RingAccess, Table
+from vhost.mem import DirtyLog, GuestMemory, RingAccess, Table
 from vhost.virtqueue.batch import Batch
 from vhost.virtqueue.chain import Chain
 from vhost.virtqueue.layout import RingLayout
 
-__all__ = ("Queue",)
+__all__ = ("Miss", "Queue", "Translation")
 
 # Chains taken from the ring at once.
 BATCH = 64
@@ -33,19 +34,51 @@ _WORDS = {
     lib.VH_E_PIECES: "the chain at descriptor {0} lies in more than {1} pieces of guest memory",
     lib.VH_E_TRUNCATED: "the file behind the region at guest address {0:#x} ({1} bytes) was truncated",
     lib.VH_E_READONLY: "{1} bytes at guest address {0:#x} are to be written, but the region is read-only",
+    lib.VH_E_INFLIGHT: "its inflight region contradicts itself at entry {0} of {1}",
 }
+
+_WRAP = 0x8000
+
+
+class Miss(NamedTuple):
+    """A range of I/O addresses whose translation a ring needs.
+
+    :ivar write: it is to be written, otherwise read.
+    """
+
+    address: int
+    size: int
+    write: bool
+
+
+class Translation(Protocol):
+    """Where the I/O addresses of a guest with an IOMMU lie, as far as that is known: see
+    :mod:`vhost.mem.iotlb`."""
+
+    @property
+    def table(self) -> Table: ...
 
 
 class Queue:
     """A started virtqueue as devices see it.
 
     :param index: the queue's number in its device.
-    :param layout: the ring's size.
+    :param layout: the ring's size, and its kind.
     :param memory: guest memory; buffers are translated with the table it has when they are popped.
-    :param rings: descriptor table, avail ring and used ring, mapped; closed with the queue.
-    :param base: avail index to go on from. The used index goes on from the used ring.
+    :param rings: the three parts of the ring, mapped; closed with the queue.
+    :param base: where to go on. A split ring: the avail index; the used index goes on from the used ring. A
+        packed
+        ring: both positions and wrap counters (vhost-user, "A vring descriptor index for packed virtqueues").
+    :param in_order: the driver wants its buffers back in its order (IN_ORDER); `big_endian`: a split ring
+        of a
+        legacy driver on a big-endian machine.
     :param max_chain: descriptors a chain may have, by default the queue size (virtio 1.3, 2.7.5.3.1).
     :param call_fd: eventfd that notifies the driver, -1 for none; not owned.
+    :param translation: buffers have I/O addresses, which this translates.
+    :param inflight: host address of the ring's part of an inflight region, 0 for none. What was in flight
+        when it was
+        last used is popped again first.
+    :raises VirtqueueError: the inflight region contradicts itself.
 
     Synchronization: none; a queue belongs to one thread at a time, its ring's runner.
     """
@@ -60,24 +93,45 @@ class Queue:
         base: int = 0,
         event_idx: bool = False,
         indirect: bool = False,
+        in_order: bool = False,
+        big_endian: bool = False,
         max_chain: int | None = None,
         call_fd: int = -1,
+        translation: Translation | None = None,
+        inflight: int = 0,
     ) -> None:
         self.index = index
         self.size = layout.size
+        #: Whether the ring is a packed one.
+        self.packed = layout.packed
         #: While true, pop() returns nothing: the ring is about to stop.
         self.pausing = False
+        #: Chains that pop() may still return before others have their turn; who serves the ring sets it.
+        self.budget = 1 << 62
         #: Chains that cannot be returned, because the guest took back what their answers were for.
         self.lost = 0
+        #: The translation for want of which pop() returned nothing.
+        self.miss: Miss | None = None
+        #: Whether buffers are mapped for their use, so that chains must be returned by :meth:`push_done`.
+        self.defers = memory.uses_xen
         self._memory = memory
+        self._source: Translation = memory if translation is None else translation
         self._rings = rings
         self._closed = False
-        self._table: Table = memory.table
+        self._table: Table = self._source.table
+        self._before: list[Table] = []  # tables that the core may still look at
+        self._log: DirtyLog | None = None
         self._free: list[Batch] = []
-        descriptor, avail, used = rings
         limit = layout.size if max_chain is None else max_chain
         self._pieces = PIECES + limit
-        self._q = ffi.new(
+        features = lib.VH_F_EVENT_IDX if event_idx else 0
+        features |= lib.VH_F_INDIRECT if indirect else 0
+        features |= lib.VH_F_IN_ORDER if in_order else 0
+        features |= lib.VH_F_TRANSLATED if translation is not None else 0
+        descriptor, avail, used = rings
+        self._keep: list[Any] = [ffi.new("uint8_t[]", 16 * limit)]
+        #: ``struct vh_queue *``, for data paths in C.
+        self.cdata = self._q = ffi.new(
             "struct vh_queue *",
             {
                 "mem": self._table.cdata,
@@ -86,17 +140,56 @@ class Queue:
                 "used": ffi.cast("void *", used.address),
                 "num": layout.size,
                 "max_chain": limit,
-                "features": (lib.VH_F_EVENT_IDX if event_idx else 0) | (lib.VH_F_INDIRECT if indirect else 0),
+                "features": features,
                 "call_fd": call_fd,
-                "next_avail": base,
-                "next_used": ffi.cast("uint16_t *", used.address)[1],
+                "scratch": self._keep[0],
             },
         )
+        if in_order:
+            turns = 1 << (layout.size - 1).bit_length()
+            self._keep.append(ffi.new("struct vh_turn[]", turns))
+            self._q.turns, self._q.num_turns = self._keep[-1], turns
+        self._begin(base, big_endian)
+        self._record(inflight)
+
+    def _begin(self, base: int, big_endian: bool) -> None:
+        q = self._q
+        if self.packed:
+            q.kind = lib.VH_PACKED
+            q.next_avail, q.avail_wrap = base & ~_WRAP & 0xFFFF, bool(base & _WRAP)
+            q.next_used, q.used_wrap = base >> 16 & ~_WRAP, bool(base >> 16 & _WRAP)
+            if max(q.next_avail, q.next_used) >= self.size:
+                raise VirtqueueError(f"queue {self.index}: base {base:#x} is outside a ring of {self.size}")
+        else:
+            q.kind = lib.VH_SPLIT_BIG if big_endian else lib.VH_SPLIT
+            q.next_avail = base
+
+    def _record(self, inflight: int) -> None:
+        q = self._q
+        if inflight:
+            again = ffi.new("struct vh_again[]", self.size)
+            following = ffi.new("uint16_t[]", self.size)
+            table = ffi.new("uint8_t[]", 16 * self.size)
+            self._keep += again, following, table
+            q.inflight.again, q.inflight.next, q.inflight.table = again, following, table
+            q.inflight.region = ffi.cast("void *", inflight)
+        if error := lib.vh_queue_init(q):
+            q.error = -error
+            raise VirtqueueError(self.error())
 
     @property
     def base(self) -> int:
-        """Avail index of the next chain to pop."""
-        return int(self._q.next_avail)
+        """Where to go on after the last chain popped; see the parameter of the same name."""
+        q = self._q
+        if not self.packed:
+            return int(q.next_avail)
+        avail = q.next_avail | (_WRAP if q.avail_wrap else 0)
+        return int(avail | (q.next_used | (_WRAP if q.used_wrap else 0)) << 16)
+
+    @property
+    def table(self) -> Table:
+        """The table with which chains are popped now."""
+        return self._table
 
     @property
     def call_fd(self) -> int:
@@ -118,9 +211,44 @@ class Queue:
         return int(self._q.pushed)
 
     @property
+    def again(self) -> int:
+        """Chains that were in flight when somebody else served the ring, and that are popped first."""
+        return int(self._q.inflight.n_again)
+
+    @property
     def calls(self) -> int:
         """Notifications the driver wanted since the queue was started."""
         return int(self._q.calls)
+
+    def log_to(
+        self, log: DirtyLog | None, *, data: bool = False, used: int | None = None, ring: int = 0
+    ) -> None:
+        """Mark what is written from now on in a dirty log; only while nobody serves the queue.
+
+        :param data: what the device writes to buffers.
+        :param used: what is written to the ring: guest-physical address of the used ring (packed: of the
+            device's
+            event suppression), None: it is not.
+        :param ring: guest-physical address of the descriptors, where a packed ring has its used ones.
+        """
+        self._log = log  # keeps it
+        q = self._q
+        q.log = ffi.NULL if log is None else log.cdata
+        q.features &= ~(lib.VH_F_LOG_DATA | lib.VH_F_LOG_USED)
+        if log is not None:
+            q.features |= lib.VH_F_LOG_DATA if data else 0
+            q.features |= lib.VH_F_LOG_USED if used is not None else 0
+            q.log_used, q.log_desc = used or 0, ring
+
+    def refresh(self) -> None:
+        """Take over a new table of guest memory. May be called while another thread serves the queue."""
+        table, before = self._source.table, self._table
+        if table is before:
+            return
+        self._table = table
+        self._q.mem = table.cdata
+        held = self._q.held
+        self._before = [old for old in (*self._before, before) if held and old.cdata == held]
 
     def pop(self, limit: int = BATCH) -> Batch:
         """Take up to ``limit`` chains, at most 64; an empty batch is false.
@@ -129,21 +257,24 @@ class Queue:
         """
         if self.pausing or self._closed:
             return Batch(self, 0, 0)
-        batch = self._free.pop() if self._free else Batch(self, BATCH, self._pieces)
-        table = self._memory.table
-        if table is not self._table:
-            self._table = table
-            self._q.mem = table.cdata
-        n = lib.vh_pop(self._q, batch.cdata, limit)
+        batch = self._free.pop() if self._free else self.new_batch()
+        if self._source.table is not self._table:
+            self.refresh()
+        n = lib.vh_pop(self._q, batch.cdata, min(limit, self.budget))
         if n > 0 and batch.cdata.n_defer:
-            n = self._map(batch)
+            n = self.map(batch)
         if n <= 0:
             self._free.append(batch)
             if n < 0:
-                raise VirtqueueError(self._error())
+                self.check(n)
         else:
-            batch.table = table
+            self.budget -= n
+            batch.table = self._table
         return batch
+
+    def new_batch(self, index: int = 0) -> Batch:
+        """An empty batch for up to 64 chains; who has several may number them."""
+        return Batch(self, BATCH, self._pieces, self._pieces if self.defers else 0, index)
 
     def __iter__(self) -> Iterator[Chain]:
         """The chains there are, popped in batches; each is to be pushed by whoever takes it."""
@@ -166,7 +297,8 @@ class Queue:
         lib.vh_push(self._q, batch.cdata)
         if not batch.cdata.pending:
             batch.release()
-            self._free.append(batch)
+            if not batch.cdata.index:
+                self._free.append(batch)
 
     def kicks_off(self) -> None:
         """Ask the driver for no kicks while the queue is served anyway."""
@@ -181,33 +313,48 @@ class Queue:
         """Whether there is a chain to pop."""
         return not self._closed and bool(lib.vh_available(self._q))
 
+    def check(self, n: int) -> None:
+        """Say what a call into the core means that returned `n` chains, if that is less than none.
+
+        :raises VirtqueueError: the driver broke the rules. A missing translation is no fault, see
+            :attr:`miss`.
+        """
+        if n == -lib.VH_E_MISS:
+            address, size = self._q.info
+            self.miss = Miss(address, size, self._q.miss == 2)
+        elif n < 0:
+            raise VirtqueueError(self.error())
+
     def close(self) -> None:
         """Give the ring's memory back. Whoever still has the queue finds it empty from now on."""
         self._closed = True
         for ring in self._rings:
             ring.close()
         self._free.clear()
+        self._before.clear()
         self._table = Table()
+        self._log = None
 
-    def _map(self, batch: Batch) -> int:
+    def map(self, batch: Batch) -> int:
+        """Make reachable what a popped batch needs of memory that is mapped for its use.
+
+        :returns: the number of chains in it, which may be fewer now: the others are on the ring again.
+        :raises VirtqueueError: the guest did not grant what the only chain in it needs.
+        """
         try:
             n = self._map_all(batch)
         except GuestMemoryError as error:
-            self._put_back(batch)
-            if len(batch) == 1:
+            several = len(batch) > 1
+            lib.vh_unpop(self._q, batch.cdata)
+            if not several:
                 raise VirtqueueError(f"queue {self.index}: {error}") from error
         else:
             if n < 0:
-                self._put_back(batch)
+                lib.vh_unpop(self._q, batch.cdata)
             return n
         # One grant of many is bad, or they are too many for one call: one chain now, so up to the bad one.
         n = lib.vh_pop(self._q, batch.cdata, 1)
-        return self._map(batch) if n > 0 and batch.cdata.n_defer else n
-
-    def _put_back(self, batch: Batch) -> None:
-        # What was popped and cannot be served is on the ring still.
-        self._q.next_avail = (self._q.next_avail - len(batch)) & 0xFFFF
-        self._q.popped -= len(batch)
+        return self.map(batch) if n > 0 and batch.cdata.n_defer else n
 
     def _map_all(self, batch: Batch) -> int:
         # Buffers in grant regions, all of the batch together; before them their indirect tables.
@@ -233,6 +380,7 @@ class Queue:
             raise VirtqueueError(f"queue {self.index}: {error}") from error
         batch.release()
 
-    def _error(self) -> str:
+    def error(self) -> str:
+        """What broke the ring, in words."""
         first, second = self._q.info
         return f"queue {self.index}: {_WORDS[self._q.error].format(first, second)}"

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What the rings of a connection share besides memory: features, translations, dirty log, inflight region."""
+
+import os
+import socket
+from threading import Lock
+
+from vhost.errors import GuestMemoryError, RemoteProtocolError
+from vhost.mem import DirtyLog, GuestMemory, InflightRegion, InflightSpec, Iotlb
+from vhost.protocol import (
+    BackendIotlbMsg,
+    Channel,
+    Connection,
+    IotlbPerm,
+    IotlbType,
+    Quirks,
+    Side,
+    VirtioFeature,
+)
+from vhost.virtqueue import Miss
+
+__all__ = ("Shared",)
+
+_PACKED = int(VirtioFeature.RING_PACKED)
+_PLATFORM = int(VirtioFeature.ACCESS_PLATFORM)
+
+
+class Shared:
+    """Closed with the session.
+
+    :param quirks: how far to go along with the front-end.
+    """
+
+    def __init__(self, memory: GuestMemory, quirks: Quirks) -> None:
+        self.quirks = quirks
+        #: Virtio features that are acknowledged.
+        self.features = 0
+        #: Translations, with ACCESS_PLATFORM; None: addresses are guest-physical.
+        self.iotlb: Iotlb | None = None
+        self.log: DirtyLog | None = None
+        self.inflight: InflightRegion | None = None
+        self._memory = memory
+        self._old: list[InflightRegion | None] = []
+        self._notify = -1
+        self._channel: socket.socket | None = None
+        self._requests = Connection(Channel.BACKEND, Side.REQUESTER)
+        self._lock = Lock()
+
+    @property
+    def packed(self) -> bool:
+        """Whether rings are packed ones."""
+        return bool(self.features & _PACKED)
+
+    def set_features(self, features: int) -> None:
+        """SET_FEATURES, while all rings are paused."""
+        self.features = features
+        if not features & _PLATFORM or self._memory.uses_xen:  # whose grants are addresses of their own
+            self.iotlb = None
+        elif self.iotlb is None:
+            self.iotlb = Iotlb(self._memory)
+
+    # ---- the back-end request channel ----
+
+    def set_channel(self, fd: int, protocol_features: int) -> None:
+        """SET_BACKEND_REQ_FD.
+
+        :raises RemoteProtocolError: it is no stream socket.
+        """
+        try:
+            channel = socket.socket(fileno=fd)
+        except OSError as error:
+            os.close(fd)
+            raise RemoteProtocolError(f"the descriptor for back-end requests: {error.strerror}") from error
+        if channel.type != socket.SOCK_STREAM:
+            channel.close()
+            raise RemoteProtocolError("the descriptor for back-end requests is no stream socket")
+        channel.setblocking(False)
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+            self._channel = channel
+            self._requests = Connection(Channel.BACKEND, Side.REQUESTER)
+            self._requests.protocol_features = protocol_features
+
+    def translate(self, miss: Miss) -> None:
+        """Ask the front-end for a translation, which it sends when it has one; from any thread.
+
+        :raises GuestMemoryError: there is no way to ask.
+        """
+        perm = IotlbPerm.WRITE if miss.write else IotlbPerm.READ
+        message = BackendIotlbMsg(miss.address, miss.size, 0, int(perm), int(IotlbType.MISS))
+        with self._lock:
+            if self._channel is None:
+                raise GuestMemoryError(
+                    f"I/O address {miss.address:#x} has no translation, and without SET_BACKEND_REQ_FD "
+                    f"there is nobody to ask for it"
+                )
+            self._requests.features = self.features
+            data, _ = self._requests.send(message, need_reply=False)
+            try:
+                sent = self._channel.send(data, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                sent = 0
+        if sent < len(data):
+            raise GuestMemoryError("the front-end does not read requests of the back-end")
+
+    # ---- the dirty log ----
+
+    def set_log(self, fd: int, size: int, offset: int) -> None:
+        """SET_LOG_BASE, while all rings are paused.
+
+        :raises GuestMemoryError: the descriptor has no such log.
+        """
+        log = DirtyLog(fd, size, offset)
+        self.close_log()
+        self.log = log
+        log.cdata.fd = self._notify
+
+    def set_log_fd(self, fd: int) -> None:
+        """SET_LOG_FD, while all rings are paused."""
+        os.set_blocking(fd, False)
+        before, self._notify = self._notify, fd
+        if self.log is not None:
+            self.log.cdata.fd = fd
+        if before >= 0:
+            os.close(before)
+
+    def close_log(self) -> None:
+        """There is no log any more; no ring uses it."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+    # ---- the inflight region ----
+
+    def new_inflight(self, num_queues: int, queue_size: int) -> tuple[InflightSpec, int]:
+        """GET_INFLIGHT_FD: a new region, and the descriptor of its memory, which is the caller's.
+
+        :raises GuestMemoryError: such rings cannot be.
+        """
+        region, fd = InflightRegion.create(num_queues, queue_size, packed=self.packed)
+        self.set_inflight(region)
+        return region.spec, fd
+
+    def set_inflight(self, region: InflightRegion) -> None:
+        """SET_INFLIGHT_FD: rings that start from now on record there what is in flight."""
+        # Rings that run keep the one they have mapped until they stop.
+        self._old.append(self.inflight)
+        self.inflight = region
+
+    def close(self) -> None:
+        """No ring is there any more."""
+        self.close_log()
+        for region in (*self._old, self.inflight):
+            if region is not None:
+                region.close()
+        self._old.clear()
+        self.inflight = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._notify >= 0:
+            os.close(self._notify)
+            self._notify = -1
