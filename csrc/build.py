@@ -13,8 +13,19 @@ from cffi import FFI
 # The build backend runs this file by exec(), with the project's root as the working directory.
 HERE = Path("csrc")
 # In the order in which they need each other; csrc/core.h includes them in the same, without sys.
-API = ("mem", "guard", "queue", "data", "blk", "grants", "driver", "sys")
-SOURCES = ("guard.c", "walk.c", "split.c", "data.c", "blk.c", "grants.c", "driver.c")
+API = ("mem", "guard", "queue", "data", "path", "blk", "grants", "driver", "sys")
+SOURCES = (
+    "guard.c",
+    "walk.c",
+    "split.c",
+    "data.c",
+    "blk.c",
+    "blk_null.c",
+    "blk_memory.c",
+    "blk_file.c",
+    "grants.c",
+    "driver.c",
+)
 
 ffi = FFI()
 for name in API:

@@ -21,6 +21,7 @@
 #include "api/guard.h"
 #include "api/queue.h"
 #include "api/data.h"
+#include "api/path.h"
 #include "api/blk.h"
 #include "api/grants.h"
 #include "api/driver.h"

@@ -42,6 +42,7 @@ enum vh_state {
     VH_POPPED = 1, /* with the device */
     VH_DONE = 2,   /* completed, waits for vh_push() */
     VH_PUSHED = 3, /* back with the driver */
+    VH_FLYING = 4, /* with the device, which completes it later */
 };
 
 /* A piece of guest memory that must be made reachable for the batch (grants): all of a batch together. */

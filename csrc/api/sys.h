@@ -3,6 +3,7 @@
 typedef int... off_t;
 void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset);
 int munmap(void *addr, size_t len);
+void *memset(void *to, int byte, size_t len);
 int madvise(void *addr, size_t len, int advice);
 int fallocate(int fd, int mode, off_t offset, off_t len);
 #define FALLOC_FL_KEEP_SIZE ...

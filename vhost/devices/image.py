@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""A raw image or block device as a disk: how it is opened and measured, flush, discard, write zeroes."""
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+from vhost._core import lib
+from vhost.devices.blk_path import BlkPath
+from vhost.devices.disk import Disk
+from vhost.devices.fallocate import PUNCH_HOLE, ZERO_RANGE, fallocate
+from vhost.devices.image_lock import lock_image
+from vhost.errors import DeviceError
+from vhost.virtio.blk import SECTOR
+
+__all__ = ("Image",)
+
+# ioctls of block devices (linux/fs.h)
+_BLKDISCARD = 0x1277
+_BLKIOMIN = 0x1278
+_BLKIOOPT = 0x1279
+_BLKSSZGET = 0x1268
+_BLKPBSZGET = 0x127B
+
+# What fallocate says when this file system, or this alignment on a block device, is not for it.
+_CANNOT = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
+
+_log = logging.getLogger(__name__)
+
+
+class Image(Disk):
+    """An open raw image or block device.
+
+    :param path: a regular file or a block device.
+    :param read_only: open it for reading only.
+    :param lock: refuse an image that another program writes, or that is to be written and another one uses.
+    :raises OSError: it cannot be opened.
+    :raises DeviceError: it is neither, holds not even one sector, or is in use.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, lock: bool = True) -> None:
+        mode = Path(path).stat().st_mode  # first, because opening a pipe would wait for its other end
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise DeviceError(f"{os.fspath(path)}: neither a regular file nor a block device")
+        self.fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        try:
+            if lock:
+                lock_image(self.fd, os.fspath(path), read_only=read_only)
+            super().__init__(self._size(os.fspath(path)), read_only=read_only)
+            self._measure()
+        except BaseException:
+            self.close()
+            raise
+
+    def _size(self, path: str) -> int:
+        end = os.lseek(self.fd, 0, os.SEEK_END)  # st_size is 0 for block devices
+        size = end - end % SECTOR
+        if not size:
+            raise DeviceError(f"{path}: {end} bytes are no disk; make room first: truncate --size=1G {path}")
+        if size != end:
+            _log.warning("%s: the last %d bytes are less than a sector and stay out", path, end - size)
+        return size
+
+    def _measure(self) -> None:
+        about = os.fstat(self.fd)
+        self._is_device = stat.S_ISBLK(about.st_mode)
+        if self._is_device:
+            self.block_size = self._ask(_BLKSSZGET)
+            self.physical_size = max(self._ask(_BLKPBSZGET), self.block_size)
+            self.io_min = max(self._ask(_BLKIOMIN), self.block_size)
+            self.io_best = self._ask(_BLKIOOPT)
+        else:
+            self.block_size = SECTOR
+            # Blocks of the file system; some report sizes that are no power of two, or megabytes.
+            block = about.st_blksize
+            self.physical_size = block if SECTOR <= block <= 65536 and not block & (block - 1) else 4096
+            self.io_min, self.io_best = self.physical_size, 0
+        self.can_discard = not self.read_only and self._probe_discard()
+
+    def _ask(self, request: int) -> int:
+        value: int = struct.unpack("I", fcntl.ioctl(self.fd, request, bytes(4)))[0]
+        return value
+
+    def _probe_discard(self) -> bool:
+        # Both requests are refused or do nothing: one is not aligned, the other is beyond the end.
+        try:
+            if self._is_device:
+                fcntl.ioctl(self.fd, _BLKDISCARD, struct.pack("QQ", 1, SECTOR))
+            else:
+                fallocate(self.fd, PUNCH_HOLE, self.size + SECTOR, SECTOR)
+        except OSError as error:
+            return self._is_device and error.errno == errno.EINVAL
+        return True
+
+    def path(self, core: Any, entries: int) -> BlkPath:
+        return BlkPath(lib.vh_blk_file_init, core)
+
+    def flush(self) -> None:
+        os.fdatasync(self.fd)
+
+    def discard(self, offset: int, length: int) -> None:
+        if not self._is_device:
+            fallocate(self.fd, PUNCH_HOLE, offset, length)
+            return
+        start = -(-offset // self.block_size) * self.block_size
+        stop = (offset + length) // self.block_size * self.block_size
+        if start < stop:
+            fcntl.ioctl(self.fd, _BLKDISCARD, struct.pack("QQ", start, stop - start))
+
+    def zero(self, offset: int, length: int, *, unmap: bool) -> None:
+        for mode in (PUNCH_HOLE, ZERO_RANGE) if unmap else (ZERO_RANGE,):
+            try:
+                fallocate(self.fd, mode, offset, length)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+            else:
+                return
+        zeroes = memoryview(bytes(min(length, 1 << 20)))
+        while length:
+            done = os.pwrite(self.fd, zeroes[:length], offset)
+            offset, length = offset + done, length - done
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
