@@ -2,7 +2,7 @@
 /* What the data paths of virtio-blk have in common and is not needed for every request. */
 #include "blk.h"
 
-uint32_t vh_blk_other(const struct vh_blk *disk, const struct blk_request *r, enum blk_kind kind)
+uint32_t vh_blk_other(const struct vh_blk *disk, const struct vh_blk_request *r, enum blk_kind kind)
 {
     if (kind == BLK_PYTHON)
         return 1;
@@ -12,7 +12,7 @@ uint32_t vh_blk_other(const struct vh_blk *disk, const struct blk_request *r, en
     return 0;
 }
 
-uint32_t vh_blk_pieces(const struct blk_request *r, uint32_t count, uint64_t done, struct iovec *to, uint32_t max)
+uint32_t vh_blk_pieces(const struct vh_blk_request *r, uint32_t count, uint64_t done, struct iovec *to, uint32_t max)
 {
     uint32_t n = 0;
 

@@ -21,15 +21,6 @@ enum blk_kind {
     BLK_PYTHON = 257,  /* rare or malformed: the device's process() has the words for it */
 };
 
-struct blk_request {
-    struct vh_chain *chain;
-    uint8_t *status;
-    const struct vh_iov *data; /* the piece in which the data begins */
-    uint64_t skip;             /* bytes before it in that piece */
-    uint64_t len;              /* bytes of data */
-    uint64_t offset;           /* in the disk */
-};
-
 static inline void blk_init(struct vh_blk_path *p, struct vh_blk *disk,
                             uint32_t (*serve)(struct vh_path *, struct vh_queue *, struct vh_batch *))
 {
@@ -74,7 +65,7 @@ static inline bool blk_header(const struct vh_iov *iov, uint32_t n, uint64_t hea
  * BLK_REFUSED only chain and status count, for BLK_GET_ID also data and len, for BLK_PYTHON nothing.
  */
 static inline enum blk_kind blk_parse(const struct vh_blk *disk, uint32_t flags, const struct vh_batch *b,
-                                      struct vh_chain *c, struct blk_request *r)
+                                      struct vh_chain *c, struct vh_blk_request *r)
 {
     const struct vh_iov *first = &b->iov[c->iov], *last = first + c->n_read + c->n_write - 1;
     uint64_t header[2], sector;
@@ -108,7 +99,7 @@ static inline enum blk_kind blk_parse(const struct vh_blk *disk, uint32_t flags,
 }
 
 /* Answer a request; vh_push() returns it to the driver. */
-static inline void blk_finish(const struct blk_request *r, bool ok)
+static inline void blk_finish(const struct vh_blk_request *r, bool ok)
 {
     *r->status = ok ? BLK_OK : BLK_IOERR;
     r->chain->written = (uint32_t)r->chain->write_len;
@@ -116,12 +107,12 @@ static inline void blk_finish(const struct blk_request *r, bool ok)
 }
 
 /* Answer what is neither a transfer nor a flush. Returns the number of requests left to Python. */
-uint32_t vh_blk_other(const struct vh_blk *disk, const struct blk_request *r, enum blk_kind kind);
+uint32_t vh_blk_other(const struct vh_blk *disk, const struct vh_blk_request *r, enum blk_kind kind);
 
 /*
  * The data of count requests, one after the other, without the first `done` bytes of it, as far as `max` pieces
  * reach. Returns the number of pieces.
  */
-uint32_t vh_blk_pieces(const struct blk_request *r, uint32_t count, uint64_t done, struct iovec *to, uint32_t max);
+uint32_t vh_blk_pieces(const struct vh_blk_request *r, uint32_t count, uint64_t done, struct iovec *to, uint32_t max);
 
 #endif

@@ -5,14 +5,14 @@
 enum { LINE = 64, AHEAD = 4096 };
 
 struct job {
-    struct blk_request r;
+    struct vh_blk_request r;
     bool out;
 };
 
 /* While one request is copied, bring what the next one reads into the cache: half of its cost is waiting for it. */
 static inline void fetch(const struct vh_blk *disk, const struct job *j)
 {
-    const struct blk_request *r = &j->r;
+    const struct vh_blk_request *r = &j->r;
     uint64_t here = j->out ? r->data->len - r->skip : r->len;
     const char *from = j->out ? (const char *)r->data->base + r->skip : (const char *)disk->memory + r->offset;
 

@@ -12,7 +12,7 @@ static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch 
     blk_prefetch(b);
     for (uint32_t i = 0; i < b->n; i++) {
         struct vh_chain *c = &b->chain[i];
-        struct blk_request r;
+        struct vh_blk_request r;
         enum blk_kind kind;
 
         if (c->state != VH_POPPED)

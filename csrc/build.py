@@ -23,6 +23,7 @@ SOURCES = (
     "blk_null.c",
     "blk_memory.c",
     "blk_file.c",
+    "blk_uring.c",
     "grants.c",
     "driver.c",
 )

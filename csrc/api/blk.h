@@ -22,6 +22,57 @@ struct vh_blk_path { /* serves one queue */
     uint64_t calls;     /* and system calls (io_uring: submitted operations) that took them there */
 };
 
+struct vh_blk_request { /* a transfer */
+    struct vh_chain *chain;
+    uint8_t *status;
+    const struct vh_iov *data; /* the piece in which the data begins */
+    uint64_t skip;             /* bytes before it in that piece */
+    uint64_t len;              /* bytes of data */
+    uint64_t offset;           /* in the disk */
+};
+
+struct vh_blk_slot { /* a request in flight; the first of those that were merged stands for all */
+    struct vh_blk_request r;
+    struct vh_batch *batch;
+    uint64_t done;    /* bytes of the operation that are moved */
+    uint64_t len;     /* bytes of the operation */
+    uint32_t next;    /* merged with it; UINT32_MAX: none */
+    uint8_t kind;
+    uint8_t through;  /* written through the cache */
+    uint8_t pad[2];
+};
+
+struct vh_blk_uring {
+    struct vh_blk_path blk;
+    struct vh_blk_slot *slot; /* for each request that can be in flight */
+    uint32_t n_slots;
+    uint32_t free;            /* first free slot */
+    int32_t ring_fd;
+    struct vh_queue *queue;   /* the queue, and the batch with which serve() was called */
+    struct vh_batch *serving;
+    void *sq;                 /* its rings, mapped */
+    void *cq;
+    void *sqes;
+    uint64_t sq_size;
+    uint64_t cq_size;
+    uint64_t sqes_size;
+    uint32_t *sq_head;
+    uint32_t *sq_tail;
+    uint32_t *cq_head;
+    uint32_t *cq_tail;
+    uint32_t *cq_flags;
+    void *cqes;
+    uint32_t sq_mask;
+    uint32_t cq_mask;
+    uint32_t queued;          /* operations that the kernel has not seen yet */
+    uint32_t running;         /* operations that it has */
+    uint32_t armed;           /* completions signal the event fd */
+    uint32_t n_iov;           /* used of iov, until the next submission */
+    struct vh_iov iov[2048];
+};
+
 void vh_blk_null_init(struct vh_blk_path *p, struct vh_blk *disk);
 void vh_blk_memory_init(struct vh_blk_path *p, struct vh_blk *disk);
 void vh_blk_file_init(struct vh_blk_path *p, struct vh_blk *disk);
+int vh_blk_uring_open(struct vh_blk_uring *u, struct vh_blk *disk, struct vh_blk_slot *slot, uint32_t n);
+void vh_blk_uring_close(struct vh_blk_uring *u);

@@ -67,6 +67,7 @@ struct vh_batch {
     uint32_t cap;       /* capacity of chain[] */
     uint32_t cap_iov;   /* capacity of iov[] and defer[] */
     uint32_t pad;
+    struct vh_batch *next;
     struct vh_chain *chain;
     struct vh_iov *iov;
     struct vh_defer *defer;

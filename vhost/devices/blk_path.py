@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """The native data path of one queue of a block device: csrc/api/blk.h, as Python holds it."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-from vhost._core import ffi
+from vhost._core import ffi, lib
 
-__all__ = ("BlkPath",)
+__all__ = ("BlkPath", "UringPath")
+
+# Requests of one batch: so many have to fit whatever the size of the ring.
+_LEAST = 64
 
 
 class BlkPath:
@@ -17,7 +21,7 @@ class BlkPath:
     """
 
     def __init__(self, init: Callable[[Any, Any], None], core: Any) -> None:
-        self._keep = core
+        self._keep: tuple[Any, ...] = (core,)
         self._path = ffi.new("struct vh_blk_path *")
         init(self._path, core)
 
@@ -38,3 +42,23 @@ class BlkPath:
 
     def close(self) -> None:
         """Release what it holds; nothing may be in flight."""
+
+
+class UringPath(BlkPath):
+    """A data path through a ring of io_uring.
+
+    :param entries: requests that can be in flight.
+    :raises OSError: the kernel has no such ring for us.
+    """
+
+    def __init__(self, core: Any, entries: int) -> None:
+        entries = max(entries, _LEAST)
+        slots = ffi.new("struct vh_blk_slot[]", entries)
+        self._ring = ffi.new("struct vh_blk_uring *")
+        self._keep = core, slots
+        self._path = ffi.addressof(self._ring.blk)
+        if error := lib.vh_blk_uring_open(self._ring, core, slots, entries):
+            raise OSError(-error, os.strerror(-error))
+
+    def close(self) -> None:
+        lib.vh_blk_uring_close(self._ring)

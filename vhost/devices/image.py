@@ -8,10 +8,10 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vhost._core import lib
-from vhost.devices.blk_path import BlkPath
+from vhost.devices.blk_path import BlkPath, UringPath
 from vhost.devices.disk import Disk
 from vhost.devices.fallocate import PUNCH_HOLE, ZERO_RANGE, fallocate
 from vhost.devices.image_lock import lock_image
@@ -38,12 +38,22 @@ class Image(Disk):
 
     :param path: a regular file or a block device.
     :param read_only: open it for reading only.
+    :param io: how the C core reads and writes it. ``uring``: by io_uring, where many requests are with the disk at
+        once; ``sync``: by system calls, one after the other, which is faster for what is in memory anyway;
+        ``auto``: the first, unless the kernel forbids it or the file system (tmpfs) has nothing to wait for.
     :param lock: refuse an image that another program writes, or that is to be written and another one uses.
     :raises OSError: it cannot be opened.
     :raises DeviceError: it is neither, holds not even one sector, or is in use.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, lock: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        io: Literal["auto", "sync", "uring"] = "auto",
+        lock: bool = True,
+    ) -> None:
         mode = Path(path).stat().st_mode  # first, because opening a pipe would wait for its other end
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise DeviceError(f"{os.fspath(path)}: neither a regular file nor a block device")
@@ -53,6 +63,8 @@ class Image(Disk):
                 lock_image(self.fd, os.fspath(path), read_only=read_only)
             super().__init__(self._size(os.fspath(path)), read_only=read_only)
             self._measure()
+            self._name, self._io = os.fspath(path), io
+            self._uring = io == "uring" or (io == "auto" and self._waits())
         except BaseException:
             self.close()
             raise
@@ -98,7 +110,24 @@ class Image(Disk):
         return True
 
     def path(self, core: Any, entries: int) -> BlkPath:
+        if self._uring:
+            try:
+                return UringPath(core, entries)
+            except OSError as error:
+                # Seccomp filters, kernel.io_uring_disabled, old kernels: all the same to us, and worth one line.
+                level = logging.WARNING if self._io == "uring" else logging.INFO
+                why = error.strerror
+                _log.log(level, "%s: no io_uring here (%s), system calls instead", self._name, why)
+                self._uring = False
         return BlkPath(lib.vh_blk_file_init, core)
+
+    def _waits(self) -> bool:
+        # A file system that cannot be asked not to wait makes io_uring hand every request to a kernel thread.
+        try:
+            os.preadv(self.fd, [bytearray(SECTOR)], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        return True
 
     def flush(self) -> None:
         os.fdatasync(self.fd)
