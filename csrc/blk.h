@@ -109,6 +109,9 @@ static inline void blk_finish(const struct vh_blk_request *r, bool ok)
 /* Answer what is neither a transfer nor a flush. Returns the number of requests left to Python. */
 uint32_t vh_blk_other(const struct vh_blk *disk, const struct vh_blk_request *r, enum blk_kind kind);
 
+/* Move the data of one request to or from the image; false after an error, or where the image has become shorter. */
+bool vh_blk_move(struct vh_blk_path *p, const struct vh_blk_request *r, bool out);
+
 /*
  * The data of count requests, one after the other, without the first `done` bytes of it, as far as `max` pieces
  * reach. Returns the number of pieces.

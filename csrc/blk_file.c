@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
-/*
- * An image by pread and pwrite, straight into and out of guest memory. A mapping of the image would save the call,
- * but not tell a bad block or a full disk from success, and serve zeroes of a file that became shorter.
- */
+/* An image by pread and pwrite, straight into and out of guest memory. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
@@ -39,6 +36,13 @@ static uint64_t move(struct vh_blk_path *p, const struct vh_blk_request *r, uint
         done += (uint64_t)got;
     }
     return done;
+}
+
+bool vh_blk_move(struct vh_blk_path *p, const struct vh_blk_request *r, bool out)
+{
+    bool through = out && (blk_flags(p->disk) & VH_BLK_WRITE_THROUGH);
+
+    return move(p, r, 1, 0, r->len, out, through) == r->len;
 }
 
 static void transfer(struct vh_blk_path *p, struct vh_batch *b, struct blk_run *run)

@@ -13,7 +13,7 @@ from cffi import FFI
 # The build backend runs this file by exec(), with the project's root as the working directory.
 HERE = Path("csrc")
 # In the order in which they need each other; csrc/core.h includes them in the same, without sys.
-API = ("mem", "guard", "queue", "data", "path", "blk", "grants", "driver", "sys")
+API = ("mem", "guard", "queue", "data", "path", "blk", "rng", "grants", "driver", "sys")
 SOURCES = (
     "guard.c",
     "walk.c",
@@ -24,6 +24,7 @@ SOURCES = (
     "blk_memory.c",
     "blk_file.c",
     "blk_uring.c",
+    "rng.c",
     "grants.c",
     "driver.c",
 )
@@ -34,7 +35,7 @@ for name in API:
 extra = shlex.split(os.environ.get("VHOST_CFLAGS", ""))
 ffi.set_source(
     "vhost._core",
-    '#include <fcntl.h>\n#include <sys/mman.h>\n#include "core.h"\n',
+    '#include <fcntl.h>\n#include <sys/mman.h>\n#include <sys/vfs.h>\n#include "core.h"\n',
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     depends=[str(path) for path in sorted(HERE.rglob("*.h"))],

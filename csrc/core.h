@@ -23,6 +23,7 @@
 #include "api/data.h"
 #include "api/path.h"
 #include "api/blk.h"
+#include "api/rng.h"
 #include "api/grants.h"
 #include "api/driver.h"
 

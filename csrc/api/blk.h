@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
-/* The data paths of virtio-blk: nothing, memory, a file by preadv2, a file by io_uring. */
+/* The data paths of virtio-blk: nothing, memory, a file by system calls, a file by io_uring. */
 
 struct vh_blk { /* a disk, shared by the paths of its queues */
     uint64_t capacity; /* sectors of 512 bytes */
-    uint8_t *memory;   /* the bytes of a disk in memory */
-    int32_t fd;        /* the image of any other */
+    uint8_t *memory;   /* its bytes, if they are in memory or mapped */
+    int32_t fd;        /* the image; -1: none */
     uint32_t flags;    /* enum vh_blk_flag; may change while requests are served */
     uint8_t serial[20];
-    uint32_t pad;
+    int32_t guard;     /* slot of vh_guard_add() for a mapped image, 0: none */
 };
 
 enum vh_blk_flag {

@@ -7,6 +7,7 @@ requests that are rare: discard, write zeroes, and everything malformed.
 
 import logging
 import os
+import select
 from typing import Any, NamedTuple
 
 from vhost._core import ffi, lib
@@ -88,6 +89,7 @@ class Blk(Device):
                 "capacity": self._disk.size // SECTOR,
                 "memory": self._disk.memory,
                 "fd": self._disk.fd,
+                "guard": self._disk.guard,
                 "serial": self._serial.ljust(SERIAL_SIZE, b"\0"),
             },
         )
@@ -163,6 +165,11 @@ class Blk(Device):
                 for chain in batch.left():
                     self.process(chain)
             batch.push()
+            while path.flying:
+                select.select([path.event_fd], [], [])
+                path.reap(path, queue._q)
+            if len(batch):
+                queue.push_done(batch)
         return None
 
     def process(self, chain: Chain) -> None:

@@ -34,6 +34,8 @@ class Disk:
     #: Where the C core finds the bytes: an open file, or memory.
     fd: int = -1
     memory: Any = ffi.NULL
+    #: Slot of the guard over `memory`, where that is a file.
+    guard: int = 0
 
     def __init__(self, size: int, *, read_only: bool = False) -> None:
         if size <= 0 or size % SECTOR:

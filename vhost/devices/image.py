@@ -4,13 +4,14 @@
 import errno
 import fcntl
 import logging
+import mmap
 import os
 import stat
 import struct
 from pathlib import Path
 from typing import Any, Literal
 
-from vhost._core import lib
+from vhost._core import ffi, lib
 from vhost.devices.blk_path import BlkPath, UringPath
 from vhost.devices.disk import Disk
 from vhost.devices.fallocate import PUNCH_HOLE, ZERO_RANGE, fallocate
@@ -27,6 +28,9 @@ _BLKIOOPT = 0x1279
 _BLKSSZGET = 0x1268
 _BLKPBSZGET = 0x127B
 
+# File systems in memory (linux/magic.h): tmpfs, ramfs, hugetlbfs.
+_IN_MEMORY = 0x01021994, 0x858458F6, 0x958458F6
+
 # What fallocate says when this file system, or this alignment on a block device, is not for it.
 _CANNOT = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 
@@ -38,9 +42,9 @@ class Image(Disk):
 
     :param path: a regular file or a block device.
     :param read_only: open it for reading only.
-    :param io: how the C core reads and writes it. ``uring``: by io_uring, where many requests are with the disk at
-        once; ``sync``: by system calls, one after the other, which is faster for what is in memory anyway;
-        ``auto``: the first, unless the kernel forbids it or the file system (tmpfs) has nothing to wait for.
+    :param io: how the C core reads and writes it. ``uring``: by io_uring, with many requests at the disk at
+        once; ``map``: by a mapping; ``sync``: by system calls, one after the other. ``auto``: a mapping where
+        the file system is in memory, else io_uring, else, where the kernel allows none, system calls.
     :param lock: refuse an image that another program writes, or that is to be written and another one uses.
     :raises OSError: it cannot be opened.
     :raises DeviceError: it is neither, holds not even one sector, or is in use.
@@ -51,7 +55,7 @@ class Image(Disk):
         path: str | os.PathLike[str],
         *,
         read_only: bool = False,
-        io: Literal["auto", "sync", "uring"] = "auto",
+        io: Literal["auto", "sync", "uring", "map"] = "auto",
         lock: bool = True,
     ) -> None:
         mode = Path(path).stat().st_mode  # first, because opening a pipe would wait for its other end
@@ -64,7 +68,8 @@ class Image(Disk):
             super().__init__(self._size(os.fspath(path)), read_only=read_only)
             self._measure()
             self._name, self._io = os.fspath(path), io
-            self._uring = io == "uring" or (io == "auto" and self._waits())
+            if io == "map" or (io == "auto" and self._in_memory()):
+                self._map()
         except BaseException:
             self.close()
             raise
@@ -110,24 +115,31 @@ class Image(Disk):
         return True
 
     def path(self, core: Any, entries: int) -> BlkPath:
-        if self._uring:
+        if self.guard:
+            return BlkPath(lib.vh_blk_memory_init, core)
+        if self._io in ("auto", "uring"):
             try:
                 return UringPath(core, entries)
             except OSError as error:
-                # Seccomp filters, kernel.io_uring_disabled, old kernels: all the same to us, and worth one line.
+                # Seccomp filters, kernel.io_uring_disabled, old kernels: worth a line, and one is enough.
                 level = logging.WARNING if self._io == "uring" else logging.INFO
                 why = error.strerror
                 _log.log(level, "%s: no io_uring here (%s), system calls instead", self._name, why)
-                self._uring = False
+                self._io = "sync"
         return BlkPath(lib.vh_blk_file_init, core)
 
-    def _waits(self) -> bool:
-        # A file system that cannot be asked not to wait makes io_uring hand every request to a kernel thread.
-        try:
-            os.preadv(self.fd, [bytearray(SECTOR)], 0, os.RWF_NOWAIT)
-        except OSError as error:
-            return error.errno == errno.EAGAIN
-        return True
+    def _in_memory(self) -> bool:
+        about = ffi.new("struct statfs *")
+        return lib.fstatfs(self.fd, about) == 0 and about.f_type in _IN_MEMORY
+
+    def _map(self) -> None:
+        access = mmap.PROT_READ | (0 if self.read_only else mmap.PROT_WRITE)
+        self._mapping = mmap.mmap(self.fd, self.size, flags=mmap.MAP_SHARED, prot=access)
+        self.memory = ffi.from_buffer("uint8_t[]", self._mapping)
+        slot = lib.vh_guard_add(self.memory, self.size)
+        if slot < 0:
+            raise DeviceError(f"{self._name}: cannot guard its mapping: {os.strerror(-slot)}")
+        self.guard = slot
 
     def flush(self) -> None:
         os.fdatasync(self.fd)
@@ -156,6 +168,13 @@ class Image(Disk):
             offset, length = offset + done, length - done
 
     def close(self) -> None:
+        if self.guard:
+            lib.vh_guard_remove(self.guard)
+            self.guard = 0
+        if self.memory:
+            ffi.release(self.memory)
+            self.memory = ffi.NULL
+            self._mapping.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

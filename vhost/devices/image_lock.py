@@ -47,7 +47,7 @@ def lock_image(fd: int, path: str, *, read_only: bool) -> None:
     if taken:
         writes = _USED + _WRITE in taken
         what = "has it open for writing" if writes else "reads it and does not expect it to change"
-        raise DeviceError(f"{path}: another program {what}; end that one, or use no lock at your own risk")
+        raise DeviceError(f"{path}: another program {what}; end that one, or use --no-lock at your own risk")
 
 
 def _taken(fd: int, byte: int) -> bool:
