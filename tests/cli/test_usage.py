@@ -63,7 +63,7 @@ def test_capabilities_whatever_else_is_said(module: str, expected: object) -> No
         (RNG, ("-s", "/tmp/x", "-m", "0"), "argument -m/--max-bytes: 0 is not at least 1"),
         (RNG, ("-s", "/tmp/x", "--seed=1", "-f", "/dev/zero"), "not allowed with argument"),
         (RNG, ("-s", "/tmp/x", "--socket"), "unrecognized arguments: --socket"),
-        (BLK, ("-s", "/tmp/x"), "the following arguments are required: -b/--blk-file"),
+        (BLK, ("-s", "/tmp/x"), "one of the arguments -b/--blk-file --memory --null is required"),
         (BLK, ("-s", "/tmp/x", "-b", "i", "--num-queues=0"), "--num-queues: 0 is not from 1 to 256"),
         (BLK, ("-s", "/tmp/x", "-b", "i", "-c", "2"), "unrecognized arguments: -c 2"),
         ("vhost", ("demo", "--size=0"), "argument --size: 0 is not from 1 to 1048576"),

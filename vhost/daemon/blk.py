@@ -50,7 +50,7 @@ def main() -> int:
         "--io",
         choices=("auto", "uring", "map", "sync"),
         default="auto",
-        help="how IMAGE is read and written: by io_uring, by a mapping (which is for file systems in memory), "
+        help="how IMAGE is read and written: by io_uring, by a mapping (for file systems in memory), "
         "by system calls one after the other, or, the default, by the first that fits IMAGE and kernel",
     )
     options.add_argument(

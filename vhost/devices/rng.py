@@ -43,7 +43,7 @@ class Rng(Device):
         self._warned = False
 
     def path(self, queue: Queue) -> Any:
-        """The native data path, for the system's bytes without a limit; it leaves odd requests to `process`."""
+        """The native data path, for the system's bytes without a limit."""
         if self._source is not os.getrandom or self._max_bytes is not None:
             return None
         self._core = ffi.new("struct vh_rng_path *")
