@@ -3,9 +3,10 @@
  * A disk in memory: copies to and from the driver's buffers.
  *
  * An image on a file system in memory is mapped, which takes half the time of system calls. Where such a mapping
- * faults, because the file became shorter or there is no room for a page, the guard puts zero pages there; so a copy
- * counts only if the guard has seen nothing by then, and from the first fault on everything goes by system calls.
- * Images on disks are not mapped: there every page that is not in memory would hold up the whole queue.
+ * faults, because the file became shorter or there is no room for a page, the guard puts zero pages there, and the
+ * rest of the last page of a file takes anything; so copies count only if by then the guard has seen nothing and the
+ * file is as long as ever, and are done again by system calls otherwise. Images on disks are not mapped: there every
+ * page that is not in memory would hold up the whole queue.
  */
 #include <unistd.h>
 
@@ -51,33 +52,32 @@ static inline void copy(const struct vh_blk *disk, const struct job *j)
     }
 }
 
-/* A copy that has to go through to the file, or that may have met a page of the guard's, goes there by itself. */
-static bool move(struct vh_blk_path *p, const struct job *j, bool through)
+/* Whether the copies of a mapped image since the last look were copies of the image. */
+static bool whole(const struct vh_blk *disk)
 {
-    const struct vh_blk *disk = p->disk;
-    bool mapped = !(through && j->out) && !vh_guard_hit(disk->guard);
-
-    if (mapped)
-        copy(disk, j);
-    p->transfers++;
-    return (mapped && !vh_guard_hit(disk->guard)) || vh_blk_move(p, &j->r, j->out);
+    return !vh_guard_hit(disk->guard) && lseek(disk->fd, 0, SEEK_END) >= (off_t)(disk->capacity * BLK_SECTOR);
 }
 
 static void run(struct vh_blk_path *p, struct job *jobs, uint32_t n, bool through)
 {
     const struct vh_blk *disk = p->disk;
+    bool mapped = !vh_guard_hit(disk->guard), good;
 
     for (uint32_t i = 0; i < n; i++) {
-        bool ok = true;
-
         if (i + 1 < n && jobs[i + 1].r.len)
             fetch(disk, &jobs[i + 1]);
-        if (disk->guard)
-            ok = move(p, &jobs[i], through);
-        else
+        if (mapped)
             copy(disk, &jobs[i]);
-        blk_finish(&jobs[i].r, ok);
+        if (!disk->guard)
+            blk_finish(&jobs[i].r, true);
     }
+    if (!disk->guard || !n)
+        return;
+    good = mapped && whole(disk);
+    p->transfers += n;
+    /* What has to go through to the file does so by itself, and so does what may not have reached it. */
+    for (uint32_t i = 0; i < n; i++)
+        blk_finish(&jobs[i].r, (good && !(through && jobs[i].out)) || vh_blk_move(p, &jobs[i].r, jobs[i].out));
 }
 
 static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch *b)

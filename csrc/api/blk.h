@@ -18,8 +18,8 @@ enum vh_blk_flag {
 struct vh_blk_path { /* serves one queue */
     struct vh_path path;
     struct vh_blk *disk;
-    uint64_t transfers; /* statistics: reads and writes that went to the file */
-    uint64_t calls;     /* and system calls (io_uring: submitted operations) that took them there */
+    uint64_t transfers; /* statistics: reads and writes of an image */
+    uint64_t calls;     /* and system calls (io_uring: operations) that they and flushes took */
 };
 
 struct vh_blk_request { /* a transfer */

@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 class BlkStatistics(NamedTuple):
     """What became of the reads and writes of a queue."""
 
-    #: Reads and writes that went to the image.
+    #: Reads and writes of the image.
     transfers: int
-    #: System calls, or operations of io_uring, that took them there: fewer where adjacent ones were merged.
+    #: System calls, or operations of io_uring, for them and for flushes: adjacent requests are merged.
     calls: int
 
 

@@ -32,12 +32,12 @@ class BlkPath:
 
     @property
     def transfers(self) -> int:
-        """Reads and writes that went to a file."""
+        """Reads and writes of an image."""
         return int(self._path.transfers)
 
     @property
     def calls(self) -> int:
-        """System calls, or operations of io_uring, that took them there: fewer where requests were merged."""
+        """System calls, or operations of io_uring, for them and for flushes."""
         return int(self._path.calls)
 
     def close(self) -> None:

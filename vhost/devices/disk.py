@@ -43,6 +43,8 @@ class Disk:
         #: Bytes.
         self.size = size
         self.read_only = read_only
+        if read_only:
+            self.can_discard = False
 
     def path(self, core: Any, entries: int) -> BlkPath:
         """A data path for a queue of up to `entries` requests.
