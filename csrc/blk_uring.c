@@ -314,8 +314,9 @@ static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch 
     u->serving = b;
     disarm(u);
     left = blk_serve_runs(&u->blk, b, (struct blk_ways){transfer, flush});
-    /* Python discards and zeroes by calls of its own: nothing may be in flight where it does. */
-    while (left && u->blk.path.flying) {
+    /* Nothing may be in flight where Python discards and zeroes, nor in grants, which are given back as soon as the
+     * batch is served. */
+    while ((left || b->n_defer) && u->blk.path.flying) {
         wait_one(u);
         collect(u);
     }
