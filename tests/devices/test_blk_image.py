@@ -21,6 +21,7 @@ from vhost.devices.image import Image
 from vhost.virtio.blk import BlkFeature
 from vhost.virtio.blk import BlkRequest as Request
 from vhost.virtio.blk import BlkStatus as Status
+from vhost.virtqueue import Batch
 
 from .blk_requests import IMAGES, SIZE, Backed, header, make, segment, status
 from .rig import Rig
@@ -276,6 +277,7 @@ class Slow:
         read, self.write = os.pipe()
         os.dup2(read, self.device._core.fd)
         os.close(read)
+        self._batches: list[Batch] = []
         # As few slots as there can be: 64.
         self._keep = UringPath(self.device._core, 1)
         self.path = self._keep.cdata
@@ -283,6 +285,7 @@ class Slow:
     def serve(self) -> int:
         """Chains left to Python."""
         self.batch = self.driver.queue.pop()
+        self._batches.append(self.batch)  # alive until all their chains are done
         left: int = self.path.serve(self.path, self.driver.queue._q, self.batch.cdata)
         lib.vh_push(self.driver.queue._q, self.batch.cdata)
         return left
