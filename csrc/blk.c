@@ -12,6 +12,21 @@ uint32_t vh_blk_other(const struct vh_blk *disk, const struct vh_blk_request *r,
     return 0;
 }
 
+bool vh_blk_aligned(const struct vh_blk_path *p, const struct vh_blk_request *r)
+{
+    uint64_t skip = r->skip, left = r->len, mask = p->disk->align - 1;
+
+    for (const struct vh_iov *piece = r->data; left; piece++) {
+        uint64_t take = piece->len - skip < left ? piece->len - skip : left;
+
+        if ((((uintptr_t)piece->base + skip) | take) & mask)
+            return false;
+        left -= take;
+        skip = 0;
+    }
+    return true;
+}
+
 uint32_t vh_blk_pieces(const struct vh_blk_request *r, uint32_t count, uint64_t done, struct iovec *to, uint32_t max)
 {
     uint32_t n = 0;

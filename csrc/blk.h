@@ -91,7 +91,7 @@ static inline enum blk_kind blk_parse(const struct vh_blk *disk, uint32_t flags,
     } else if (c->read_len != BLK_HEADER) {
         return BLK_PYTHON;
     }
-    if (r->len % BLK_SECTOR || sector > disk->capacity || r->len / BLK_SECTOR > disk->capacity - sector ||
+    if (((r->len | sector * BLK_SECTOR) & (disk->block - 1)) || sector > disk->capacity || r->len / BLK_SECTOR > disk->capacity - sector ||
         (type == BLK_OUT && (flags & VH_BLK_READ_ONLY)))
         return BLK_REFUSED;
     r->offset = sector * BLK_SECTOR;
@@ -108,6 +108,9 @@ static inline void blk_finish(const struct vh_blk_request *r, bool ok)
 
 /* Answer what is neither a transfer nor a flush. Returns the number of requests left to Python. */
 uint32_t vh_blk_other(const struct vh_blk *disk, const struct vh_blk_request *r, enum blk_kind kind);
+
+/* Whether the kernel takes the data where they are. */
+bool vh_blk_aligned(const struct vh_blk_path *p, const struct vh_blk_request *r);
 
 /* Move the data of one request to or from the image; false after an error, or where the image has become shorter. */
 bool vh_blk_move(struct vh_blk_path *p, const struct vh_blk_request *r, bool out);

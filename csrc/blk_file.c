@@ -38,10 +38,37 @@ static uint64_t move(struct vh_blk_path *p, const struct vh_blk_request *r, uint
     return done;
 }
 
+/* The same for one request, by way of memory that is aligned. */
+static uint64_t bounce(struct vh_blk_path *p, const struct vh_blk_request *r, bool out, bool through)
+{
+    uint64_t done = 0;
+
+    while (done < r->len) {
+        uint64_t take = r->len - done < p->bounce_size ? r->len - done : p->bounce_size;
+        struct iovec iov = {p->bounce, take};
+        ssize_t got;
+
+        if (out)
+            vh_gather(r->data, UINT32_MAX, r->skip + done, p->bounce, take);
+        got = call(p->disk->fd, &iov, 1, r->offset + done, out, through);
+        p->calls++;
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        if (!out)
+            vh_scatter(r->data, UINT32_MAX, r->skip + done, p->bounce, (uint64_t)got);
+        done += (uint64_t)got;
+    }
+    return done;
+}
+
 bool vh_blk_move(struct vh_blk_path *p, const struct vh_blk_request *r, bool out)
 {
     bool through = out && (blk_flags(p->disk) & VH_BLK_WRITE_THROUGH);
 
+    if (p->bounce && !vh_blk_aligned(p, r))
+        return bounce(p, r, out, through) == r->len;
     return move(p, r, 1, 0, r->len, out, through) == r->len;
 }
 

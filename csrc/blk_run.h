@@ -50,6 +50,11 @@ static inline uint32_t blk_serve_runs(struct vh_blk_path *p, struct vh_batch *b,
             ways.flush(p, b, &r);
         } else if (!r.len) {
             blk_finish(&r, true);
+        } else if (disk->align > 1 && !vh_blk_aligned(p, &r)) {
+            if (run.n)
+                ways.transfer(p, b, &run);
+            p->transfers++;
+            blk_finish(&r, vh_blk_move(p, &r, out));
         } else {
             if (!run.n)
                 run.len = 0;

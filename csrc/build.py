@@ -28,6 +28,8 @@ SOURCES = (
     "grants.c",
     "driver.c",
 )
+# The last is ours, the others declare what sys.h names.
+INCLUDES = ("<fcntl.h>", "<sys/mman.h>", "<sys/stat.h>", "<sys/vfs.h>", '"core.h"')
 
 ffi = FFI()
 for name in API:
@@ -35,7 +37,7 @@ for name in API:
 extra = shlex.split(os.environ.get("VHOST_CFLAGS", ""))
 ffi.set_source(
     "vhost._core",
-    '#include <fcntl.h>\n#include <sys/mman.h>\n#include <sys/vfs.h>\n#include "core.h"\n',
+    "".join(f"#include {name}\n" for name in INCLUDES),
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     depends=[str(path) for path in sorted(HERE.rglob("*.h"))],

@@ -7,6 +7,8 @@ struct vh_blk { /* a disk, shared by the paths of its queues */
     int32_t fd;        /* the image; -1: none */
     uint32_t flags;    /* enum vh_blk_flag; may change while requests are served */
     uint8_t serial[20];
+    uint32_t block;    /* bytes: what offsets and lengths have to be multiples of, a power of two from 512 */
+    uint32_t align;    /* bytes: and addresses in memory, without the page cache; 1: any will do */
     int32_t guard;     /* slot of vh_guard_add() for a mapped image, 0: none */
 };
 
@@ -18,6 +20,8 @@ enum vh_blk_flag {
 struct vh_blk_path { /* serves one queue */
     struct vh_path path;
     struct vh_blk *disk;
+    uint8_t *bounce;       /* where data go that the driver has not aligned; NULL if align is 1 */
+    uint64_t bounce_size;
     uint64_t transfers; /* statistics: reads and writes of an image */
     uint64_t calls;     /* and system calls (io_uring: operations) that they and flushes took */
 };

@@ -10,6 +10,9 @@ struct statfs {
     ...;
 };
 int fstatfs(int fd, struct statfs *about);
+struct statx;
+int statx(int dir, const char *path, int flags, unsigned int mask, struct statx *about);
+#define AT_EMPTY_PATH ...
 int fallocate(int fd, int mode, off_t offset, off_t len);
 #define FALLOC_FL_KEEP_SIZE ...
 #define FALLOC_FL_PUNCH_HOLE ...

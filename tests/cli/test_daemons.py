@@ -163,11 +163,29 @@ def test_read_only_disk_in_memory(tmp_path: Path) -> None:
         assert disk.read(0, 512) == bytes(512)
 
 
+def test_mapping_is_not_direct(tmp_path: Path, image: Path) -> None:
+    done = run(BLK, "-s", f"{tmp_path}/s", "-b", str(image), "--io=map", "--direct")
+    assert done.returncode == 1
+    assert "a mapping is of the page cache: io='map' and direct exclude each other" in done.stderr
+
+
+def takes_direct(image: Path) -> bool:
+    try:
+        os.close(os.open(image, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.usefixtures("unix_build")
-@pytest.mark.parametrize("io", ["auto", "uring", "map", "sync"])
-def test_ways_to_an_image(tmp_path: Path, image: Path, io: str) -> None:
+@pytest.mark.parametrize(
+    "options", [("--io=auto",), ("--io=uring",), ("--io=map",), ("--io=sync",), ("--direct",)], ids=str
+)
+def test_ways_to_an_image(tmp_path: Path, image: Path, options: tuple[str, ...]) -> None:
+    if "--direct" in options and not takes_direct(image):
+        pytest.skip("this file system has no O_DIRECT")
     data = os.urandom(1 << 20)
-    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "-b", str(image), f"--io={io}") as running:
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "-b", str(image), *options) as running:
         with connect(tmp_path / "s") as frontend:
             disk = Blk(frontend)
             for at in range(0, len(data), 65536):

@@ -20,7 +20,7 @@ SECTORS = 4096
 SIZE = SECTORS * 512
 #: How an image is read and written, and the disk that has none.
 IMAGES = "sync", "uring", "map"
-KINDS = (*IMAGES, "memory")
+KINDS = (*IMAGES, "sync direct", "uring direct", "memory")
 
 
 def header(kind: int, sector: int = 0) -> bytes:
@@ -48,6 +48,17 @@ def need_uring() -> None:
         os.close(fd)
 
 
+def need_direct(path: Path) -> None:
+    """Skips where the file system has no O_DIRECT, or has it only for blocks larger than a sector."""
+    try:
+        disk = Image(path, direct=True)
+    except OSError as error:
+        pytest.skip(f"no O_DIRECT here: {error.strerror}")
+    disk.close()
+    if disk.block_size > 512:
+        pytest.skip(f"O_DIRECT takes blocks of {disk.block_size} bytes here")
+
+
 @dataclass
 class Backed:
     """A disk of one kind with known contents."""
@@ -62,9 +73,12 @@ class Backed:
             ffi.memmove(disk.memory, self.initial, len(self.initial))
             self._memory = disk
             return disk
-        if self.kind == "uring":
+        io, _, direct = self.kind.partition(" ")
+        if io == "uring":
             need_uring()
-        return Image(self.path, read_only=read_only, io=self.kind)  # type: ignore[arg-type]
+        if direct:
+            need_direct(self.path)
+        return Image(self.path, read_only=read_only, io=io, direct=bool(direct))  # type: ignore[arg-type]
 
     def device(self, *, read_only: bool = False, serial: str = "", features: int = ~0) -> Blk:
         device = Blk(self.disk(read_only=read_only), serial=serial)

@@ -18,6 +18,7 @@ from vhost._core import lib
 from vhost.devices.blk import Blk
 from vhost.devices.blk_path import UringPath
 from vhost.devices.image import Image
+from vhost.errors import DeviceError
 from vhost.virtio.blk import BlkFeature
 from vhost.virtio.blk import BlkRequest as Request
 from vhost.virtio.blk import BlkStatus as Status
@@ -203,8 +204,8 @@ def test_each_request_has_its_own_status_after_a_failure(rig: MakeRig, kind: str
 # ---- stable storage ----
 
 
-def dirty_pages(path: Path) -> int:
-    """Pages of the file in the cache that are not on the disk, by cachestat(2) of Linux 6.5."""
+def page_counts(path: Path) -> list[int]:
+    """Pages of the file in the cache, dirty, being written: by cachestat(2) of Linux 6.5."""
     counts = (ctypes.c_uint64 * 5)()
     span = (ctypes.c_uint64 * 2)(0, 0)
     fd = os.open(path, os.O_RDONLY)
@@ -213,7 +214,12 @@ def dirty_pages(path: Path) -> int:
             pytest.skip(f"cachestat: {os.strerror(ctypes.get_errno())}")
     finally:
         os.close(fd)
-    return counts[1] + counts[2]
+    return counts[:3]
+
+
+def dirty_pages(path: Path) -> int:
+    """Pages of the file in the cache that are not on the disk."""
+    return sum(page_counts(path)[1:])
 
 
 @pytest.fixture
@@ -263,6 +269,61 @@ def test_a_flush_that_fails_says_so(rig: MakeRig, kinds: Callable[[str], Backed]
     assert status(rig(device).ask(header(Request.FLUSH), room=1)) is Status.IOERR
     os.close(read)
     os.close(write)
+
+
+# ---- past the page cache ----
+
+
+def cached_pages(path: Path) -> int:
+    """Pages of the file in the cache."""
+    return page_counts(path)[0]
+
+
+@pytest.mark.parametrize("kind", ["sync direct", "uring direct"])
+@pytest.mark.parametrize("shift", [0, 8])
+def test_direct_requests_leave_nothing_in_the_page_cache(
+    rig: MakeRig, on_disk: Path, kind: str, shift: int
+) -> None:
+    backed = make(kind, on_disk)
+    driver = rig(backed.device())
+    fd = os.open(backed.path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    assert cached_pages(backed.path) == 0
+    for i in range(10):
+        driver._next = -(-driver._next // PAGE) * PAGE + shift  # where the data are to be
+        at = driver._next
+        driver.ram[at : at + PAGE] = bytes([i + 1]) * PAGE
+        driver._next += PAGE
+        first = driver._place(header(Request.OUT, 8 * i))
+        last = driver._place(b"\xee")
+        head = driver.driver.add([(first, 16), (at, PAGE)], [(last, 1)])
+        driver._pending.append((head, [(last, 1)]))
+        driver.driver.publish()
+    driver.device.handle(driver.queue)
+    assert [status(answer) for answer in driver.answers()] == [Status.OK] * 10
+    assert cached_pages(backed.path) == 0
+    calls = device_of(driver).statistics(0).calls
+    assert calls == (1 if shift == 0 else 10)  # what is not aligned goes by itself, by way of memory of ours
+    assert backed.contents()[: 10 * PAGE] == b"".join(bytes([i + 1]) * PAGE for i in range(10))
+
+
+def test_disk_with_blocks_larger_than_a_sector(rig: MakeRig, kinds: Callable[[str], Backed]) -> None:
+    backed = kinds("sync")
+    disk = Image(backed.path, io="sync")
+    disk.block_size = PAGE
+    device = Blk(disk)
+    driver = rig(device)
+    assert struct.unpack_from("<I", device.config(), 20) == (PAGE,)
+    assert status(driver.ask(header(Request.IN, 8), room=PAGE + 1)) is Status.OK
+    for sector, size in ((8, 512), (9, PAGE), (2**61, PAGE)):
+        assert status(driver.ask(header(Request.IN, sector), room=size + 1)) is Status.IOERR
+
+
+def test_a_mapping_is_not_direct(kinds: Callable[[str], Backed]) -> None:
+    with pytest.raises(DeviceError, match="exclude each other"):
+        Image(kinds("map").path, io="map", direct=True)
 
 
 # ---- in flight ----

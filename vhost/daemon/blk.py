@@ -54,6 +54,11 @@ def main() -> int:
         "by system calls one after the other, or, the default, by the first that fits IMAGE and kernel",
     )
     options.add_argument(
+        "--direct",
+        action="store_true",
+        help="read and write IMAGE past the page cache of this host (O_DIRECT); not together with --io=map",
+    )
+    options.add_argument(
         "--no-lock",
         action="store_true",
         help="open IMAGE even if another program writes it, or reads it and does not expect it to change",
@@ -89,7 +94,7 @@ def _disk(args: argparse.Namespace) -> "Disk":
         return MemoryDisk(args.memory, read_only=read_only)
     from vhost.devices.image import Image
 
-    return Image(args.blk_file, read_only=read_only, io=args.io, lock=not args.no_lock)
+    return Image(args.blk_file, read_only=read_only, io=args.io, direct=args.direct, lock=not args.no_lock)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,8 @@ class Blk(Device):
                 "memory": self._disk.memory,
                 "fd": self._disk.fd,
                 "guard": self._disk.guard,
+                "block": self._disk.block_size,
+                "align": self._disk.memory_align,
                 "serial": self._serial.ljust(SERIAL_SIZE, b"\0"),
             },
         )

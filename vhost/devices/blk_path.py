@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """The native data path of one queue of a block device: csrc/api/blk.h, as Python holds it."""
 
+import mmap
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,8 @@ __all__ = ("BlkPath", "UringPath")
 
 # Requests of one batch: so many have to fit whatever the size of the ring.
 _LEAST = 64
+# Bytes of what one call moves of data that are not aligned.
+_BOUNCE = 1 << 18
 
 
 class BlkPath:
@@ -21,9 +24,16 @@ class BlkPath:
     """
 
     def __init__(self, init: Callable[[Any, Any], None], core: Any) -> None:
-        self._keep: tuple[Any, ...] = (core,)
         self._path = ffi.new("struct vh_blk_path *")
         init(self._path, core)
+        self._keep: tuple[Any, ...] = (core, self._bounce(core))
+
+    def _bounce(self, core: Any) -> Any:
+        if core.align == 1:
+            return None
+        memory = mmap.mmap(-1, _BOUNCE)  # aligned to pages, as everything is content with
+        self._path.bounce, self._path.bounce_size = ffi.from_buffer("uint8_t[]", memory), _BOUNCE
+        return memory
 
     @property
     def cdata(self) -> Any:
@@ -55,10 +65,10 @@ class UringPath(BlkPath):
         entries = max(entries, _LEAST)
         slots = ffi.new("struct vh_blk_slot[]", entries)
         self._ring = ffi.new("struct vh_blk_uring *")
-        self._keep = core, slots
         self._path = ffi.addressof(self._ring.blk)
         if error := lib.vh_blk_uring_open(self._ring, core, slots, entries):
             raise OSError(-error, os.strerror(-error))
+        self._keep = core, slots, self._bounce(core)
 
     def close(self) -> None:
         lib.vh_blk_uring_close(self._ring)

@@ -24,6 +24,8 @@ class Disk:
     read_only: bool
     #: Bytes of the smallest access that the disk does in one go.
     block_size: int = SECTOR
+    #: Bytes: what buffers for it have to be aligned to.
+    memory_align: int = 1
     #: Bytes of the smallest write that needs no read before.
     physical_size: int = 4096
     #: Bytes: preferred request size at least, and at best (0: none).

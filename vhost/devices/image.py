@@ -28,6 +28,11 @@ _BLKIOOPT = 0x1279
 _BLKSSZGET = 0x1268
 _BLKPBSZGET = 0x127B
 
+# struct statx (linux/stat.h): its mask, and from byte 152 on the alignment of addresses and of offsets.
+_STATX = struct.Struct("@I")
+_DIOALIGN = struct.Struct("@II")
+_STATX_DIOALIGN = 0x2000
+
 # File systems in memory (linux/magic.h): tmpfs, ramfs, hugetlbfs.
 _IN_MEMORY = 0x01021994, 0x858458F6, 0x958458F6
 
@@ -45,6 +50,7 @@ class Image(Disk):
     :param io: how the C core reads and writes it. ``uring``: by io_uring, with many requests at the disk at
         once; ``map``: by a mapping; ``sync``: by system calls, one after the other. ``auto``: a mapping where
         the file system is in memory, else io_uring, else, where the kernel allows none, system calls.
+    :param direct: go past the page cache of the host (``O_DIRECT``), where the guest has one of its own.
     :param lock: refuse an image that another program writes, or that is to be written and another one uses.
     :raises OSError: it cannot be opened.
     :raises DeviceError: it is neither, holds not even one sector, or is in use.
@@ -56,19 +62,28 @@ class Image(Disk):
         *,
         read_only: bool = False,
         io: Literal["auto", "sync", "uring", "map"] = "auto",
+        direct: bool = False,
         lock: bool = True,
     ) -> None:
+        if direct and io == "map":
+            raise DeviceError("a mapping is of the page cache: io='map' and direct exclude each other")
         mode = Path(path).stat().st_mode  # first, because opening a pipe would wait for its other end
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise DeviceError(f"{os.fspath(path)}: neither a regular file nor a block device")
-        self.fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR) | (os.O_DIRECT if direct else 0)
+        self.fd = os.open(path, flags)
         try:
+            self._is_device = stat.S_ISBLK(mode)
+            if self._is_device:
+                self.block_size = self._ask(_BLKSSZGET)
+            if direct:
+                self.block_size, self.memory_align = self._alignment()
             if lock:
                 lock_image(self.fd, os.fspath(path), read_only=read_only)
             super().__init__(self._size(os.fspath(path)), read_only=read_only)
             self._measure()
             self._name, self._io = os.fspath(path), io
-            if io == "map" or (io == "auto" and self._in_memory()):
+            if io == "map" or (io == "auto" and not direct and self._in_memory()):
                 self._map()
         except BaseException:
             self.close()
@@ -76,7 +91,7 @@ class Image(Disk):
 
     def _size(self, path: str) -> int:
         end = os.lseek(self.fd, 0, os.SEEK_END)  # st_size is 0 for block devices
-        size = end - end % SECTOR
+        size = end - end % self.block_size
         if not size:
             raise DeviceError(f"{path}: {end} bytes are no disk; make room first: truncate --size=1G {path}")
         if size != end:
@@ -85,23 +100,34 @@ class Image(Disk):
 
     def _measure(self) -> None:
         about = os.fstat(self.fd)
-        self._is_device = stat.S_ISBLK(about.st_mode)
         if self._is_device:
-            self.block_size = self._ask(_BLKSSZGET)
             self.physical_size = max(self._ask(_BLKPBSZGET), self.block_size)
             self.io_min = max(self._ask(_BLKIOMIN), self.block_size)
             self.io_best = self._ask(_BLKIOOPT)
         else:
-            self.block_size = SECTOR
             # Blocks of the file system; some report sizes that are no power of two, or megabytes.
             block = about.st_blksize
-            self.physical_size = block if SECTOR <= block <= 65536 and not block & (block - 1) else 4096
+            block = block if SECTOR <= block <= 65536 and not block & (block - 1) else 4096
+            self.physical_size = max(block, self.block_size)
             self.io_min, self.io_best = self.physical_size, 0
         self.can_discard = not self.read_only and self._probe_discard()
 
     def _ask(self, request: int) -> int:
         value: int = struct.unpack("I", fcntl.ioctl(self.fd, request, bytes(4)))[0]
         return value
+
+    def _alignment(self) -> tuple[int, int]:
+        """What offsets and lengths, and what addresses have to be multiples of, without the page cache."""
+        about = ffi.new("char[256]")
+        known = lib.statx(self.fd, b"", lib.AT_EMPTY_PATH, _STATX_DIOALIGN, ffi.cast("struct statx *", about))
+        mask, memory, offset = (
+            *_STATX.unpack_from(ffi.buffer(about), 0),
+            *_DIOALIGN.unpack_from(ffi.buffer(about), 152),
+        )
+        if known == 0 and mask & _STATX_DIOALIGN and offset:
+            return max(offset, SECTOR), memory
+        # Linux before 6.1 does not tell: what suits every disk.
+        return max(self.block_size, 4096), 4096
 
     def _probe_discard(self) -> bool:
         # Both requests are refused or do nothing: one is not aligned, the other is beyond the end.
@@ -162,7 +188,7 @@ class Image(Disk):
                     raise
             else:
                 return
-        zeroes = memoryview(bytes(min(length, 1 << 20)))
+        zeroes = memoryview(mmap.mmap(-1, min(length, 1 << 20)))  # aligned to a page
         while length:
             done = os.pwrite(self.fd, zeroes[:length], offset)
             offset, length = offset + done, length - done
