@@ -8,7 +8,6 @@ import mmap
 import os
 import stat
 import struct
-from pathlib import Path
 from typing import Any, Literal
 
 from vhost._core import ffi, lib
@@ -67,7 +66,7 @@ class Image(Disk):
     ) -> None:
         if direct and io == "map":
             raise DeviceError("a mapping is of the page cache: io='map' and direct exclude each other")
-        mode = Path(path).stat().st_mode  # first, because opening a pipe would wait for its other end
+        mode = os.stat(path).st_mode  # first, because opening a pipe would wait for its other end
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise DeviceError(f"{os.fspath(path)}: neither a regular file nor a block device")
         flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR) | (os.O_DIRECT if direct else 0)
