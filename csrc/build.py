@@ -13,7 +13,7 @@ from cffi import FFI
 # The build backend runs this file by exec(), with the project's root as the working directory.
 HERE = Path("csrc")
 # In the order in which they need each other; csrc/core.h includes them in the same, without sys.
-API = ("mem", "guard", "queue", "data", "path", "blk", "rng", "grants", "driver", "sys")
+API = ("mem", "guard", "queue", "data", "path", "uring", "blk", "rng", "grants", "driver", "sys")
 SOURCES = (
     "guard.c",
     "walk.c",
@@ -24,6 +24,7 @@ SOURCES = (
     "blk_memory.c",
     "blk_file.c",
     "blk_uring.c",
+    "uring.c",
     "rng.c",
     "grants.c",
     "driver.c",

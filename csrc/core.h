@@ -22,6 +22,7 @@
 #include "api/queue.h"
 #include "api/data.h"
 #include "api/path.h"
+#include "api/uring.h"
 #include "api/blk.h"
 #include "api/rng.h"
 #include "api/grants.h"

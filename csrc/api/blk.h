@@ -48,30 +48,12 @@ struct vh_blk_slot { /* a request in flight; the first of those that were merged
 
 struct vh_blk_uring {
     struct vh_blk_path blk;
-    struct vh_blk_slot *slot; /* for each request that can be in flight */
-    uint32_t n_slots;
-    uint32_t free;            /* first free slot */
-    int32_t ring_fd;
-    struct vh_queue *queue;   /* the queue, and the batch with which serve() was called */
+    struct vh_uring ring;
+    struct vh_queue *queue;    /* the queue, and the batch with which serve() was called */
     struct vh_batch *serving;
-    void *sq;                 /* its rings, mapped */
-    void *cq;
-    void *sqes;
-    uint64_t sq_size;
-    uint64_t cq_size;
-    uint64_t sqes_size;
-    uint32_t *sq_head;
-    uint32_t *sq_tail;
-    uint32_t *cq_head;
-    uint32_t *cq_tail;
-    uint32_t *cq_flags;
-    void *cqes;
-    uint32_t sq_mask;
-    uint32_t cq_mask;
-    uint32_t queued;          /* operations that the kernel has not seen yet */
-    uint32_t running;         /* operations that it has */
-    uint32_t armed;           /* completions signal the event fd */
-    uint32_t n_iov;           /* used of iov, until the next submission */
+    struct vh_blk_slot *slot;  /* for each request that can be in flight */
+    uint32_t free;             /* first free slot */
+    uint32_t n_iov;            /* used of iov, until the next submission */
     struct vh_iov iov[2048];
 };
 
