@@ -13,7 +13,21 @@ from cffi import FFI
 # The build backend runs this file by exec(), with the project's root as the working directory.
 HERE = Path("csrc")
 # In the order in which they need each other; csrc/core.h includes them in the same, without sys.
-API = ("mem", "guard", "queue", "path", "data", "blk", "grants", "driver", "worker", "stream", "sys")
+API = (
+    "mem",
+    "guard",
+    "queue",
+    "path",
+    "data",
+    "uring",
+    "blk",
+    "rng",
+    "grants",
+    "driver",
+    "worker",
+    "stream",
+    "sys",
+)
 SOURCES = (
     "mem.c",
     "map.c",
@@ -28,10 +42,18 @@ SOURCES = (
     "worker.c",
     "data.c",
     "blk.c",
+    "blk_null.c",
+    "blk_memory.c",
+    "blk_file.c",
+    "blk_uring.c",
+    "uring.c",
+    "rng.c",
     "grants.c",
     "driver.c",
     "stream.c",
 )
+# The last is ours, the others declare what sys.h names.
+INCLUDES = ("<fcntl.h>", "<sys/mman.h>", "<sys/stat.h>", "<sys/vfs.h>", '"core.h"')
 
 ffi = FFI()
 for name in API:
@@ -39,7 +61,7 @@ for name in API:
 extra = shlex.split(os.environ.get("VHOST_CFLAGS", ""))
 ffi.set_source(
     "vhost._core",
-    '#include <fcntl.h>\n#include <sys/mman.h>\n#include "core.h"\n',
+    "".join(f"#include {name}\n" for name in INCLUDES),
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     depends=[str(path) for path in sorted(HERE.rglob("*.h"))],

@@ -3,7 +3,16 @@
 typedef int... off_t;
 void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset);
 int munmap(void *addr, size_t len);
+void *memset(void *to, int byte, size_t len);
 int madvise(void *addr, size_t len, int advice);
+struct statfs {
+    long f_type;
+    ...;
+};
+int fstatfs(int fd, struct statfs *about);
+struct statx;
+int statx(int dir, const char *path, int flags, unsigned int mask, struct statx *about);
+#define AT_EMPTY_PATH ...
 int fallocate(int fd, int mode, off_t offset, off_t len);
 #define FALLOC_FL_KEEP_SIZE ...
 #define FALLOC_FL_PUNCH_HOLE ...

@@ -14,8 +14,9 @@ from vhost import connect
 from vhost.errors import RefusedError, VirtqueueError
 from vhost.frontend import Blk, Rng
 
-from .programs import command, daemon, environment, python_path
+from .programs import command, daemon, environment, python_path, run
 
+ROOT = Path(__file__).parents[2]
 RNG, BLK = "vhost.daemon.rng", "vhost.daemon.blk"
 
 
@@ -104,6 +105,129 @@ def test_read_only_disk(tmp_path: Path, image: Path) -> None:
             assert disk.read_only
             with pytest.raises(OSError, match="IOERR"):
                 disk.write(0, bytes(512))
+        assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+@pytest.mark.parametrize(("option", "size"), [("--memory=3M", 3 << 20), ("--memory=1536", 1536)])
+def test_disk_in_memory(tmp_path: Path, option: str, size: int) -> None:
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", option, "--serial=M", "--num-queues=2") as running:
+        for turn in range(2):
+            with connect(tmp_path / "s", queues=2) as frontend:
+                disk = Blk(frontend, queue=turn)
+                assert (disk.capacity, disk.serial()) == (size, "M")
+                assert disk.read(size - 512, 512) == bytes([turn]) * 512
+                disk.write(size - 512, b"\1" * 512)
+                disk.flush()
+                with pytest.raises(OSError, match="IOERR"):
+                    disk.read(size, 512)
+        assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_null_disk(tmp_path: Path) -> None:
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "--null=1T") as running:
+        with connect(tmp_path / "s") as frontend:
+            disk = Blk(frontend)
+            assert disk.capacity == 1 << 40
+            disk.write((1 << 40) - 4096, bytes(4096))
+            assert len(disk.read((1 << 40) - 4096, 4096)) == 4096
+        assert running.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--memory=1000", "a disk of 1000 bytes: at least one sector of 512, and whole ones"),
+        ("--null=0", "a disk of 0 bytes"),
+        ("--memory=1000000T", "Cannot allocate memory"),
+    ],
+)
+def test_disk_that_cannot_be(tmp_path: Path, option: str, message: str) -> None:
+    done = run(BLK, "-s", f"{tmp_path}/s", option)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_read_only_disk_in_memory(tmp_path: Path) -> None:
+    with (
+        daemon(tmp_path, BLK, "-r", "-s", f"{tmp_path}/s", "--memory=1M"),
+        connect(tmp_path / "s") as frontend,
+    ):
+        disk = Blk(frontend)
+        assert disk.read_only
+        with pytest.raises(OSError, match="IOERR"):
+            disk.write(0, bytes(512))
+        assert disk.read(0, 512) == bytes(512)
+
+
+def test_mapping_is_not_direct(tmp_path: Path, image: Path) -> None:
+    done = run(BLK, "-s", f"{tmp_path}/s", "-b", str(image), "--io=map", "--direct")
+    assert done.returncode == 1
+    assert "a mapping is of the page cache: io='map' and direct exclude each other" in done.stderr
+
+
+def takes_direct(image: Path) -> bool:
+    try:
+        os.close(os.open(image, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("unix_build")
+@pytest.mark.parametrize(
+    "options", [("--io=auto",), ("--io=uring",), ("--io=map",), ("--io=sync",), ("--direct",)], ids=str
+)
+def test_ways_to_an_image(tmp_path: Path, image: Path, options: tuple[str, ...]) -> None:
+    if "--direct" in options and not takes_direct(image):
+        pytest.skip("this file system has no O_DIRECT")
+    data = os.urandom(1 << 20)
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "-b", str(image), *options) as running:
+        with connect(tmp_path / "s") as frontend:
+            disk = Blk(frontend)
+            for at in range(0, len(data), 65536):
+                disk.submit_write(at, data[at : at + 65536])
+            assert all(answer == b"" for _, answer in disk.drain())
+            disk.flush()
+            assert disk.read(0, len(data)) == data
+        assert running.end() == 0
+    assert image.read_bytes()[: len(data)] == data
+
+
+@pytest.mark.usefixtures("unix_build")
+@pytest.mark.parametrize(("io", "lines"), [("uring", 1), ("auto", 0)])
+def test_kernel_that_forbids_io_uring(tmp_path: Path, image: Path, io: str, lines: int) -> None:
+    options = "-s", f"{tmp_path}/s", "-b", str(image), f"--io={io}", "--num-queues=2", "-q"
+    with daemon(tmp_path, "tests.cli.without_uring", *options, PYTHONPATH=python_path(ROOT)) as running:
+        for _ in range(2):
+            with connect(tmp_path / "s", queues=2) as frontend:
+                Blk(frontend, queue=1).write(0, b"z" * 512)
+                assert Blk(frontend).read(0, 512) == b"z" * 512
+        assert running.end() == 0
+    said = f"vhost-blk: warning: {image}: no io_uring here (Operation not permitted), system calls instead"
+    assert running.stderr.splitlines() == [said] * lines
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_two_daemons_on_one_image(tmp_path: Path, image: Path) -> None:
+    (tmp_path / "other").mkdir()
+    options = "-s", f"{tmp_path}/s2", "-b", str(image)
+    with daemon(tmp_path, BLK, "-s", f"{tmp_path}/s", "-b", str(image)) as running:
+        for more in ((), ("--read-only",)):
+            done = run(BLK, *options, *more)
+            assert done.returncode == 1
+            assert done.stderr == (
+                f"vhost-blk: error: {image}: another program has it open for writing; "
+                f"end that one, or use --no-lock at your own risk\n"
+            )
+        with daemon(tmp_path / "other", BLK, *options, "--no-lock") as other:
+            assert other.end() == 0
+        assert running.end() == 0
+    (tmp_path / "other" / "notify").unlink()
+    with daemon(tmp_path / "other", BLK, *options) as running:  # the lock went with the first
         assert running.end() == 0
 
 

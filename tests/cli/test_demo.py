@@ -142,7 +142,11 @@ def test_daemon_that_dies(folder: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     _, stderr = child.communicate(timeout=TIMEOUT)
     assert child.returncode == 1
-    assert re.search("^FAILED to (find the disk it should be|write to the disk): ", stderr, re.MULTILINE)
+    assert re.search(
+        "^FAILED to (connect to vhost-blk|find the disk it should be|write to the disk): ",
+        stderr,
+        re.MULTILINE,
+    )
     assert "vhost-blk ended with status -9" in stderr
     assert "last lines of the log of vhost-blk:" in stderr
     assert "Traceback" not in stderr

@@ -5,8 +5,9 @@ import mmap
 import os
 
 from vhost import Device
+from vhost._core import lib
 from vhost.mem import Memory, RegionSpec
-from vhost.virtqueue import DriverQueue, Queue, RingLayout
+from vhost.virtqueue import DriverQueue, Lane, Queue, RingLayout
 
 RING = 256
 DATA = 64 << 10  # where buffers begin; the ring lies below
@@ -29,6 +30,7 @@ class Rig:
         self.driver = DriverQueue(layout, *views)
         rings = [self.memory.ring(at, size) for at, size in places]
         self.queue = Queue(0, layout, self.memory, tuple(rings), max_chain=device.max_chain)
+        self.lane = Lane(self.queue, device.path(self.queue), -1)
         self._next = DATA
         self._pending: list[tuple[int, list[tuple[int, int]]]] = []
 
@@ -59,6 +61,17 @@ class Rig:
     def ask(self, *readable: bytes, room: int | tuple[int, ...] = ()) -> tuple[int, bytes]:
         """One request from offer to answer."""
         self.offer(*readable, room=room)
-        self.device.handle(self.queue)
+        self.serve()
         (answer,) = self.answers()
         return answer
+
+    def serve(self) -> None:
+        """Have the device serve what was offered, as a runner would."""
+        if not self.lane.native:
+            self.device.handle(self.queue)
+            return
+        while (served := self.lane.serve(1024)) in (lib.VH_S_MORE, lib.VH_S_LEFT):
+            if served == lib.VH_S_LEFT:
+                self.lane.finish(self.device.process)
+        assert served == lib.VH_S_IDLE
+        self.lane.drain()

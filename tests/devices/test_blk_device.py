@@ -12,7 +12,7 @@ from vhost import Device
 from vhost._core import lib
 from vhost.devices.blk import Blk
 from vhost.devices.blk_config import BlkConfig
-from vhost.devices.disk import Disk
+from vhost.devices.disk import Disk, NullDisk
 from vhost.errors import DeviceError
 from vhost.virtio.blk import BlkFeature
 from vhost.virtio.blk import BlkRequest as Request
@@ -218,7 +218,7 @@ def test_large_batch_mixes_paths(rig: MakeRig, image: Path) -> None:
             driver.offer(header(Request.FLUSH), room=1)
         else:
             driver.offer(header(99), room=1)
-    driver.device.handle(driver.queue)
+    driver.serve()
     answers = driver.answers()
     assert len(answers) == 60
     for i, answer in enumerate(answers):
@@ -302,11 +302,11 @@ def test_config_space_of_a_disk_with_large_blocks() -> None:
 
 
 def test_features(image: Path) -> None:
-    one, many = Blk(image), Blk(image, num_queues=2)
+    one, many = Blk(image), Blk(NullDisk(1 << 20), num_queues=2)
     expected = BlkFeature.SEG_MAX | BlkFeature.BLK_SIZE | BlkFeature.TOPOLOGY | BlkFeature.FLUSH
     expected |= BlkFeature.CONFIG_WCE | BlkFeature.WRITE_ZEROES
     assert BlkFeature(one.features) & ~BlkFeature.DISCARD == expected
-    assert many.features == one.features | BlkFeature.MQ
+    assert many.features == one.features | BlkFeature.MQ | BlkFeature.DISCARD
     one.close()
     many.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from vhost.version import __version__
 
-__all__ = ("make_parser", "finish", "number")
+__all__ = ("make_parser", "finish", "number", "size")
 
 _EPILOG = """\
 QEMU, after this program has been started with --socket-path={path}:
@@ -22,6 +22,8 @@ journal priorities work without options. VHOST_LOG=LOGGER=LEVEL,... sets log lev
 
 exit status: 0 after SIGTERM or SIGINT, and when the peer of a connected --fd is gone; 1 failure; 2 usage.
 """
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def make_parser(
@@ -101,3 +103,11 @@ def number(least: int, most: int | None) -> Callable[[str], int]:
 
     convert.__name__ = "number"  # argparse says "invalid number value"
     return convert
+
+
+def size(text: str) -> int:
+    """The ``type`` of an option that takes bytes, with K, M, G or T for powers of 1024: ``512M``."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if unit and unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of bytes, or one with {', '.join(_UNITS)}")
+    return int(digits) * _UNITS.get(unit, 1)

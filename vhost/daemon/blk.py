@@ -5,11 +5,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from vhost.daemon.args import make_parser, number
+from vhost.daemon.args import make_parser, number, size
 from vhost.daemon.main import run
 
 if TYPE_CHECKING:
     from vhost.devices.device import Device
+    from vhost.devices.disk import Disk
 
 __all__ = ("main",)
 
@@ -23,14 +24,45 @@ def main() -> int:
         device="vhost-user-blk-pci,num-queues=1",  # QEMU would ask for one queue per processor
     )
     options = parser.add_argument_group("device options")
-    options.add_argument(
+    disk = options.add_mutually_exclusive_group(required=True)
+    disk.add_argument(
         "-b",
         "--blk-file",
         metavar="IMAGE",
-        required=True,
         help="the disk: a raw image or a block device; make an image with 'truncate --size=1G IMAGE'",
     )
-    options.add_argument("-r", "--read-only", action="store_true", help="open IMAGE for reading only")
+    disk.add_argument(
+        "--memory",
+        metavar="SIZE",
+        type=size,
+        help="a disk of SIZE in memory, gone with this program: 512M, 1G",
+    )
+    disk.add_argument(
+        "--null",
+        metavar="SIZE",
+        type=size,
+        help="a disk of SIZE that keeps nothing and reads as whatever was in the buffer, for benchmarks",
+    )
+    options.add_argument(
+        "-r", "--read-only", action="store_true", help="refuse writes; open IMAGE for reading only"
+    )
+    options.add_argument(
+        "--io",
+        choices=("auto", "uring", "map", "sync"),
+        default="auto",
+        help="how IMAGE is read and written: by io_uring, by a mapping (for file systems in memory), "
+        "by system calls one after the other, or, the default, by the first that fits IMAGE and kernel",
+    )
+    options.add_argument(
+        "--direct",
+        action="store_true",
+        help="read and write IMAGE past the page cache of this host (O_DIRECT); not together with --io=map",
+    )
+    options.add_argument(
+        "--no-lock",
+        action="store_true",
+        help="open IMAGE even if another program writes it, or reads it and does not expect it to change",
+    )
     options.add_argument(
         "--serial", metavar="TEXT", default="", help="serial number that the guest sees, up to 20 characters"
     )
@@ -47,9 +79,22 @@ def main() -> int:
 def _devices(args: argparse.Namespace) -> "list[Device]":
     from vhost.devices.blk import Blk
 
-    return [
-        Blk(args.blk_file, read_only=args.read_only, serial=args.serial, num_queues=args.num_queues),
-    ]
+    return [Blk(_disk(args), serial=args.serial, num_queues=args.num_queues)]
+
+
+def _disk(args: argparse.Namespace) -> "Disk":
+    read_only = args.read_only
+    if args.null is not None:
+        from vhost.devices.disk import NullDisk
+
+        return NullDisk(args.null, read_only=read_only)
+    if args.memory is not None:
+        from vhost.devices.memory_disk import MemoryDisk
+
+        return MemoryDisk(args.memory, read_only=read_only)
+    from vhost.devices.image import Image
+
+    return Image(args.blk_file, read_only=read_only, io=args.io, direct=args.direct, lock=not args.no_lock)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """``vhost-rng``: a random number generator."""
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,7 @@ def main() -> int:
         "-f",
         "--rng-source",
         metavar="FILE",
-        default="/dev/urandom",
-        help="read the bytes from FILE (default: %(default)s)",
+        help="read the bytes from FILE (default: the system's, as from /dev/urandom)",
     )
     source.add_argument(
         "--seed",
@@ -63,8 +63,10 @@ def _devices(args: argparse.Namespace) -> "list[Device]":
 
     count = args.socket_count
     sources: list[Source]
-    if args.seed is None:
+    if args.rng_source is not None:
         sources = [FileSource(args.rng_source)] * count  # one open file: no byte goes to two guests
+    elif args.seed is None:
+        sources = [os.getrandom] * count
     else:
         sources = [SeededSource(args.seed + index) for index in range(count)]
     quota = None if args.max_bytes is None else args.max_bytes // count

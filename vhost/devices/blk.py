@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""A block device (virtio 1.3, 5.2) on a raw image or a block device of the host.
+"""A block device (virtio 1.3, 5.2) on a raw image, a block device of the host, memory, or nothing.
 
-Reads and writes are served by the C core, a batch at a time; this module serves the requests that are rare:
-flush, serial number, discard, write zeroes, and everything malformed.
+The C core serves reads, writes, flushes and the serial number, a batch at a time; this module serves the
+requests that are rare: discard, write zeroes, and everything malformed.
 """
 
 import logging
 import os
+from typing import Any, NamedTuple
 
 from vhost._core import ffi, lib
 from vhost.devices.blk_config import BlkConfig
+from vhost.devices.blk_path import BlkPath
 from vhost.devices.device import Device
 from vhost.devices.disk import Disk
+from vhost.devices.image import Image
 from vhost.errors import DeviceError
 from vhost.virtio.blk import (
     HEADER,
@@ -27,23 +30,32 @@ from vhost.virtio.blk import (
 )
 from vhost.virtqueue import Chain, Queue
 
-__all__ = ("Blk",)
-
+__all__ = ("Blk", "BlkStatistics")
 
 _SEG_MAX = 126  # with header and status, the descriptors of a ring of 128
 
 _log = logging.getLogger(__name__)
 
 
+class BlkStatistics(NamedTuple):
+    """What became of the reads and writes of a queue."""
+
+    #: Reads and writes of the image.
+    transfers: int
+    #: System calls, or operations of io_uring, for them and for flushes: adjacent requests are merged.
+    calls: int
+
+
 class Blk(Device):
     """A block device.
 
-    :param path: a raw image or a block device.
-    :param read_only: refuse to write, and open it for reading only.
+    :param disk: what holds the data, closed with the device; the path of a raw image or of a block device
+        stands for an :class:`~vhost.devices.image.Image`.
+    :param read_only: refuse to write, and open the image for reading only; only together with a path.
     :param serial: up to 20 ASCII characters, for ``/dev/disk/by-id`` in the guest.
     :param num_queues: request queues, 1 to 256; with :func:`vhost.serve` each has a thread.
-    :raises OSError: `path` cannot be opened.
-    :raises DeviceError: `path` is no disk, or another parameter is out of range.
+    :raises OSError: the image cannot be opened.
+    :raises DeviceError: the path is no disk, the image is in use, or another parameter is out of range.
     """
 
     name = "blk"
@@ -53,7 +65,7 @@ class Blk(Device):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        disk: Disk | str | os.PathLike[str],
         *,
         read_only: bool = False,
         serial: str = "",
@@ -63,13 +75,26 @@ class Blk(Device):
             raise DeviceError(f"serial {serial!r}: {SERIAL_SIZE} ASCII characters are the most")
         if not 1 <= num_queues <= 256:
             raise DeviceError(f"{num_queues} queues: 1 to 256 are possible")
+        if isinstance(disk, Disk) and disk.read_only < read_only:
+            raise DeviceError("read_only is for a path; make a read-only disk")
         self.num_queues = num_queues
         self._serial = serial.encode()
-        self._disk = Disk(path, read_only=read_only)
+        self._disk = disk if isinstance(disk, Disk) else Image(disk, read_only=read_only)
         self._config = BlkConfig(self._disk, _SEG_MAX, num_queues)
         self.features = int(self._config.features())
-        self._core = ffi.new("struct vh_blk *")
-        self._core.fd, self._core.capacity = self._disk.fd, self._disk.size // SECTOR
+        self._core = ffi.new(
+            "struct vh_blk *",
+            {
+                "capacity": self._disk.size // SECTOR,
+                "memory": self._disk.memory,
+                "fd": self._disk.fd,
+                "guard": self._disk.guard,
+                "block": self._disk.block_size,
+                "align": self._disk.memory_align,
+                "serial": self._serial.ljust(SERIAL_SIZE, b"\0"),
+            },
+        )
+        self._paths: dict[int, BlkPath] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -106,23 +131,33 @@ class Blk(Device):
             raise DeviceError("blk: the driver sets writeback, but did not negotiate CONFIG_WCE")
         if value > 1:
             raise DeviceError(f"blk: the driver sets writeback to {value}, which is neither 0 nor 1")
-        if not value:  # nobody will flush what is in the cache now
+        self._set_writeback(bool(value))
+        if not value:  # nobody will flush what is in the cache now; what is written from here on goes through
             try:
                 self._disk.flush()
             except OSError as error:
+                self._set_writeback(True)
                 raise DeviceError(f"blk: cannot flush the cache: {error.strerror}") from error
-        self._set_writeback(bool(value))
+
+    def stop(self, index: int) -> None:
+        if index in self._paths:
+            self._paths.pop(index).close()
 
     def close(self) -> None:
+        for index in list(self._paths):
+            self.stop(index)
         self._disk.close()
 
-    def handle(self, queue: Queue) -> float | None:
-        while batch := queue.pop():
-            if lib.vh_blk_run(batch.cdata, self._core):
-                for chain in batch.left():
-                    self.process(chain)
-            batch.push()
-        return None
+    def path(self, queue: Queue) -> Any:
+        """The native data path of `queue`; it leaves the rare requests to :meth:`process`."""
+        self.stop(queue.index)
+        self._paths[queue.index] = made = self._disk.path(self._core, queue.size, later=not queue.defers)
+        return made.cdata
+
+    def statistics(self, index: int) -> BlkStatistics:
+        """What the data path of queue `index` has done since its ring started; zeroes while it rests."""
+        path = self._paths.get(index)
+        return BlkStatistics(path.transfers, path.calls) if path else BlkStatistics(0, 0)
 
     def process(self, chain: Chain) -> None:
         if not chain.writable:
@@ -139,21 +174,15 @@ class Blk(Device):
         if len(header) < HEADER.size:
             return self._failed(f"a request with {len(header)} bytes of header instead of {HEADER.size}")
         kind = HEADER.unpack(header)[0]
-        if kind == BlkRequest.FLUSH:
-            self._disk.flush()
-        elif kind == BlkRequest.GET_ID:
-            chain.write(self._serial.ljust(SERIAL_SIZE, b"\0")[: chain.writable - 1])
-        elif kind == BlkRequest.DISCARD and self._disk.can_discard:
+        if kind == BlkRequest.DISCARD and self._disk.can_discard:
             limits = self._config.max_discard_segments, self._config.max_discard_sectors
             return self._clear(chain, *limits, zero=False)
-        elif kind == BlkRequest.WRITE_ZEROES and not self._disk.read_only:
+        if kind == BlkRequest.WRITE_ZEROES and not self._disk.read_only:
             limits = self._config.max_write_zeroes_segments, self._config.max_write_zeroes_sectors
             return self._clear(chain, *limits, zero=True)
-        elif kind in (BlkRequest.IN, BlkRequest.OUT):
+        if kind in (BlkRequest.IN, BlkRequest.OUT):
             return self._failed(f"a transfer with {chain.readable} bytes out and {chain.writable} in")
-        else:
-            return BlkStatus.UNSUPP
-        return BlkStatus.OK
+        return BlkStatus.UNSUPP
 
     def _clear(self, chain: Chain, max_segments: int, max_sectors: int, *, zero: bool) -> BlkStatus:
         size = chain.readable - HEADER.size

@@ -1,142 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The raw image or block device behind a virtual disk: sizes, flush, discard, write zeroes.
+"""What is behind a block device: its sizes, its rare operations, and how the C core serves the others.
 
 Offsets and lengths are bytes; nothing here knows requests, queues or the configuration space.
 """
 
-import errno
-import fcntl
-import logging
-import os
-import stat
-import struct
+from typing import Any
 
-from vhost.devices.fallocate import PUNCH_HOLE, ZERO_RANGE, fallocate
+from vhost._core import ffi, lib
+from vhost.devices.blk_path import BlkPath
 from vhost.errors import DeviceError
 from vhost.virtio.blk import SECTOR
 
-__all__ = ("Disk",)
-
-# ioctls of block devices (linux/fs.h)
-_BLKDISCARD = 0x1277
-_BLKIOMIN = 0x1278
-_BLKIOOPT = 0x1279
-_BLKSSZGET = 0x1268
-_BLKPBSZGET = 0x127B
-
-# What fallocate says when this file system, or this alignment on a block device, is not for it.
-_CANNOT = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
-
-_log = logging.getLogger(__name__)
+__all__ = ("Disk", "NullDisk")
 
 
 class Disk:
-    """An open raw image or block device.
+    """The base of disks: one of `size` bytes that has nothing to flush or to close.
 
-    :param path: a regular file or a block device.
-    :param read_only: open it for reading only.
-    :raises OSError: it cannot be opened.
-    :raises DeviceError: it is neither, or holds not even one sector.
+    :raises DeviceError: `size` is no multiple of 512, or 0.
     """
 
-    #: The open file; any number of threads may read and write at explicit offsets.
-    fd: int
-    #: Bytes, a multiple of 512.
-    size: int
+    #: Whether writes are refused.
     read_only: bool
     #: Bytes of the smallest access that the disk does in one go.
-    block_size: int
+    block_size: int = SECTOR
+    #: Bytes: what buffers for it have to be aligned to.
+    memory_align: int = 1
     #: Bytes of the smallest write that needs no read before.
-    physical_size: int
+    physical_size: int = 4096
     #: Bytes: preferred request size at least, and at best (0: none).
-    io_min: int
-    io_best: int
+    io_min: int = 4096
+    io_best: int = 0
     #: Whether :meth:`discard` gives space back.
-    can_discard: bool
+    can_discard: bool = False
+    #: Where the C core finds the bytes: an open file, or memory.
+    fd: int = -1
+    memory: Any = ffi.NULL
+    #: Slot of the guard over `memory`, where that is a file.
+    guard: int = 0
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(self, size: int, *, read_only: bool = False) -> None:
+        if size <= 0 or size % SECTOR:
+            raise DeviceError(f"a disk of {size} bytes: at least one sector of {SECTOR}, and whole ones")
+        #: Bytes.
+        self.size = size
         self.read_only = read_only
-        mode = os.stat(path).st_mode  # first, because opening a pipe would wait for its other end
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise DeviceError(f"{os.fspath(path)}: neither a regular file nor a block device")
-        self.fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        try:
-            self._measure(os.fspath(path))
-        except BaseException:
-            self.close()
-            raise
+        if read_only:
+            self.can_discard = False
 
-    def _measure(self, path: str) -> None:
-        about = os.fstat(self.fd)
-        end = os.lseek(self.fd, 0, os.SEEK_END)  # st_size is 0 for block devices
-        self.size = end - end % SECTOR
-        if not self.size:
-            raise DeviceError(f"{path}: {end} bytes are no disk; make room first: truncate --size=1G {path}")
-        if self.size != end:
-            _log.warning("%s: the last %d bytes are less than a sector and stay out", path, end - self.size)
-        self._is_device = stat.S_ISBLK(about.st_mode)
-        if self._is_device:
-            self.block_size = self._ask(_BLKSSZGET)
-            self.physical_size = max(self._ask(_BLKPBSZGET), self.block_size)
-            self.io_min = max(self._ask(_BLKIOMIN), self.block_size)
-            self.io_best = self._ask(_BLKIOOPT)
-        else:
-            self.block_size = SECTOR
-            # Blocks of the file system; some report sizes that are no power of two, or megabytes.
-            block = about.st_blksize
-            self.physical_size = block if SECTOR <= block <= 65536 and not block & (block - 1) else 4096
-            self.io_min, self.io_best = self.physical_size, 0
-        self.can_discard = not self.read_only and self._probe_discard()
+    def path(self, core: Any, entries: int, *, later: bool) -> BlkPath:
+        """A data path for a queue of up to `entries` requests.
 
-    def _ask(self, request: int) -> int:
-        value: int = struct.unpack("I", fcntl.ioctl(self.fd, request, bytes(4)))[0]
-        return value
-
-    def _probe_discard(self) -> bool:
-        # Both requests are refused or do nothing: one is not aligned, the other is beyond the end.
-        try:
-            if self._is_device:
-                fcntl.ioctl(self.fd, _BLKDISCARD, struct.pack("QQ", 1, SECTOR))
-            else:
-                fallocate(self.fd, PUNCH_HOLE, self.size + SECTOR, SECTOR)
-        except OSError as error:
-            return self._is_device and error.errno == errno.EINVAL
-        return True
+        :param core: the ``struct vh_blk`` of this disk.
+        :param later: whether it may complete requests after it was called for them.
+        """
+        raise NotImplementedError
 
     def flush(self) -> None:
         """Return when all that was written before is on stable storage."""
-        os.fdatasync(self.fd)
 
     def discard(self, offset: int, length: int) -> None:
         """The contents of the range are no longer needed; they may read as anything until written."""
-        if not self._is_device:
-            fallocate(self.fd, PUNCH_HOLE, offset, length)
-            return
-        start = -(-offset // self.block_size) * self.block_size
-        stop = (offset + length) // self.block_size * self.block_size
-        if start < stop:
-            fcntl.ioctl(self.fd, _BLKDISCARD, struct.pack("QQ", start, stop - start))
 
     def zero(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make the range read as zeroes.
 
         :param unmap: give the space back where that is possible; otherwise the space stays reserved.
         """
-        for mode in (PUNCH_HOLE, ZERO_RANGE) if unmap else (ZERO_RANGE,):
-            try:
-                fallocate(self.fd, mode, offset, length)
-            except OSError as error:
-                if error.errno not in _CANNOT:
-                    raise
-            else:
-                return
-        zeroes = memoryview(bytes(min(length, 1 << 20)))
-        while length:
-            done = os.pwrite(self.fd, zeroes[:length], offset)
-            offset, length = offset + done, length - done
 
     def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Release what the disk holds; a second call does nothing."""
+
+
+class NullDisk(Disk):
+    """A disk that keeps nothing: reads leave the driver's buffers as they are. For tests and benchmarks."""
+
+    can_discard = True
+
+    def path(self, core: Any, entries: int, *, later: bool) -> BlkPath:
+        return BlkPath(lib.vh_blk_null_init, core)

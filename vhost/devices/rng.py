@@ -4,10 +4,12 @@
 import logging
 import os
 import time
+from typing import Any
 
+from vhost._core import ffi, lib
 from vhost.devices.device import Device
 from vhost.devices.entropy import Source
-from vhost.virtqueue import Batch, Queue
+from vhost.virtqueue import Batch, Chain, Queue
 
 __all__ = ("Rng",)
 
@@ -23,7 +25,7 @@ class Rng(Device):
 
     A request gets at least one byte, possibly fewer than it has room for; the driver asks again.
 
-    :param source: where the bytes come from.
+    :param source: where the bytes come from. Those of the system, without a limit, are given by the C core.
     :param max_bytes: the most bytes to give per period, None for no limit.
     :param period_ms: length of a period in milliseconds; it begins with the first byte given in it.
     """
@@ -39,6 +41,19 @@ class Rng(Device):
         self._max_bytes, self._period = max_bytes, period_ms / 1000
         self._left, self._period_end = max_bytes or 0, 0.0
         self._warned = False
+
+    def path(self, queue: Queue) -> Any:
+        """The native data path, for the system's bytes without a limit."""
+        if self._source is not os.getrandom or self._max_bytes is not None:
+            return None
+        self._core = ffi.new("struct vh_rng_path *")
+        lib.vh_rng_init(self._core)
+        return ffi.addressof(self._core.path)
+
+    def process(self, chain: Chain) -> None:
+        if chain.readable:
+            self._warn(chain.readable)
+        chain.write(self._source(min(chain.writable, _STOCK)))
 
     def handle(self, queue: Queue) -> float | None:
         while True:
@@ -56,9 +71,8 @@ class Rng(Device):
             batch.push()
 
     def _fill(self, batch: Batch, room: int) -> int:
-        if batch.readable and not self._warned:
-            self._warned = True
-            _log.warning("the driver sends %d bytes to a device that only gives: ignored", batch.readable)
+        if batch.readable:
+            self._warn(batch.readable)
         if batch.writable <= room:
             given = batch.scatter(self._stock[: batch.writable])
         else:
@@ -69,3 +83,8 @@ class Rng(Device):
                 left -= 1
         self._stock = self._stock[given:]
         return given
+
+    def _warn(self, n: int) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("the driver sends %d bytes to a device that only gives: ignored", n)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vhost.devices import disk as disk_module
-from vhost.devices.disk import Disk
+from vhost.devices import image as image_module
+from vhost.devices.image import Image
 from vhost.errors import DeviceError
 
 MIB = 1 << 20
@@ -25,7 +25,7 @@ def image(tmp_path: Path) -> Path:
 def test_size_is_in_whole_sectors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "odd.img"
     path.write_bytes(bytes(1024 + 7))
-    disk = Disk(path)
+    disk = Image(path)
     assert disk.size == 1024
     disk.close()
     assert "the last 7 bytes are less than a sector and stay out" in caplog.text
@@ -36,7 +36,7 @@ def test_image_without_a_sector_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "empty.img"
     path.write_bytes(bytes(size))
     with pytest.raises(DeviceError, match=rf"{size} bytes are no disk; .* truncate"):
-        Disk(path)
+        Image(path)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -44,19 +44,19 @@ def test_neither_file_nor_block_device(tmp_path: Path, read_only: bool) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(DeviceError, match="neither a regular file nor a block device"):
-            Disk(path, read_only=read_only)
+            Image(path, read_only=read_only)
 
 
 def test_refused_image_leaves_no_descriptor_open(tmp_path: Path) -> None:
     (tmp_path / "empty.img").touch()
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(DeviceError):
-        Disk(tmp_path / "empty.img")
+        Image(tmp_path / "empty.img")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_read_only_disk_is_opened_for_reading_only(image: Path) -> None:
-    disk = Disk(image, read_only=True)
+    disk = Image(image, read_only=True)
     assert not disk.can_discard
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.pwrite(disk.fd, b"x", 0)
@@ -64,7 +64,7 @@ def test_read_only_disk_is_opened_for_reading_only(image: Path) -> None:
 
 
 def test_discard_gives_space_back_and_keeps_the_size(image: Path) -> None:
-    disk = Disk(image)
+    disk = Image(image)
     if not disk.can_discard:
         pytest.skip("this file system cannot punch holes")
     before = image.stat().st_blocks
@@ -77,7 +77,7 @@ def test_discard_gives_space_back_and_keeps_the_size(image: Path) -> None:
 
 @pytest.mark.parametrize("unmap", [False, True])
 def test_zero_clears_exactly_the_range(image: Path, unmap: bool) -> None:
-    disk = Disk(image)
+    disk = Image(image)
     disk.zero(512, 1024, unmap=unmap)
     assert image.read_bytes() == b"\xaa" * 512 + bytes(1024) + b"\xaa" * (MIB - 1536)
     disk.close()
@@ -85,7 +85,7 @@ def test_zero_clears_exactly_the_range(image: Path, unmap: bool) -> None:
 
 @pytest.mark.parametrize("unmap", [False, True])
 def test_zero_gives_space_back_only_if_told_to(image: Path, unmap: bool) -> None:
-    disk = Disk(image)
+    disk = Image(image)
     if not disk.can_discard:
         pytest.skip("this file system cannot punch holes")
     disk.flush()
@@ -108,10 +108,10 @@ def refuse(code: int) -> Callable[..., None]:
 def test_zeroes_are_written_where_the_file_system_has_no_better_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(disk_module, "fallocate", refuse(code))
+    monkeypatch.setattr(image_module, "fallocate", refuse(code))
     path = tmp_path / "disk.img"
     path.write_bytes(b"\xaa" * (4 * MIB))
-    disk = Disk(path)
+    disk = Image(path)
     assert not disk.can_discard
     disk.zero(MIB - 512, 2 * MIB + 1024, unmap=True)
     expected = b"\xaa" * (MIB - 512) + bytes(2 * MIB + 1024) + b"\xaa" * (MIB - 512)
@@ -120,8 +120,8 @@ def test_zeroes_are_written_where_the_file_system_has_no_better_way(
 
 
 def test_errors_of_the_host_are_not_hidden(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk(image)
-    monkeypatch.setattr(disk_module, "fallocate", refuse(errno.ENOSPC))
+    disk = Image(image)
+    monkeypatch.setattr(image_module, "fallocate", refuse(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
         disk.zero(0, 512, unmap=False)
     assert image.read_bytes() == b"\xaa" * MIB
@@ -129,7 +129,7 @@ def test_errors_of_the_host_are_not_hidden(image: Path, monkeypatch: pytest.Monk
 
 
 def test_close_twice(image: Path) -> None:
-    disk = Disk(image)
+    disk = Image(image)
     disk.close()
     other = os.open(image, os.O_RDONLY)  # likely the same number again
     disk.close()
