@@ -14,7 +14,7 @@ from cffi import FFI
 HERE = Path("csrc")
 # In the order in which they need each other; csrc/core.h includes them in the same, without sys.
 API = ("mem", "guard", "queue", "data", "blk", "grants", "driver", "sys")
-SOURCES = ("guard.c", "walk.c", "split.c", "data.c", "blk.c", "grants.c", "driver.c")
+SOURCES = ("guard.c", "walk.c", "split.c", "data.c", "blk.c", "grants.c", "driver.c", "driver_split.c", "driver_packed.c", "load.c", "dirty.c")
 
 ffi = FFI()
 for name in API:

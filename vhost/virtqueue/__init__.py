@@ -7,7 +7,8 @@ Knows rings and guest memory; knows nothing of vhost-user, sockets or threads.
 from vhost.virtqueue.batch import Batch
 from vhost.virtqueue.chain import Chain
 from vhost.virtqueue.driver import DriverQueue
-from vhost.virtqueue.layout import RingLayout
+from vhost.virtqueue.layout import PackedLayout, RingLayout
+from vhost.virtqueue.load import Buffers, Load
 from vhost.virtqueue.queue import Queue
 
-__all__ = ("Batch", "Chain", "DriverQueue", "Queue", "RingLayout")
+__all__ = ("Batch", "Buffers", "Chain", "DriverQueue", "Load", "PackedLayout", "Queue", "RingLayout")
