@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Devices that know a ring by its bytes alone, as virtio 1.3 describes them in 2.7 and 2.8, and a driver for them."""
+"""Devices that know a ring by its bytes alone (virtio 1.3, 2.7 and 2.8), and a driver for them."""
 
 import struct
 import sys
@@ -66,16 +66,19 @@ class Rig:
 
     def table(self, addr: int, length: int, layout: str) -> list[tuple[int, ...]]:
         """The descriptors of an indirect table."""
-        assert length and length % 16 == 0
+        assert length > 0
+        assert length % 16 == 0
         at = addr - TABLES
         assert 0 <= at <= len(self.tables) - length
         return list(struct.iter_unpack(self.order + layout, self.tables[at : at + length]))
 
 
 def store16(memory: bytearray, at: int, value: int, order: str = "<") -> None:
-    """Write two bytes at once: the driver may be in another thread, and `struct` writes one after the other."""
+    """Write two bytes at once, for a driver in another thread: `struct` writes one after the other."""
     swap = (order == ">") == (sys.byteorder == "little")
-    memoryview(memory).cast("H")[at // 2] = int.from_bytes(value.to_bytes(2, "big"), "little") if swap else value
+    memoryview(memory).cast("H")[at // 2] = (
+        int.from_bytes(value.to_bytes(2, "big"), "little") if swap else value
+    )
 
 
 class SplitDevice:
@@ -183,7 +186,8 @@ class PackedDevice:
                 self.next, self.avail_wrap = 0, not self.avail_wrap
             chain.slots += 1
             if flags & INDIRECT:
-                assert not flags & NEXT and chain.slots == 1
+                assert not flags & NEXT
+                assert chain.slots == 1
                 for piece, size, _, bits in self.rig.table(addr, length, "QIHH"):
                     chain.add(piece, size, bits)
             else:

@@ -68,7 +68,9 @@ def test_random_traffic(
                 held.append(chain)
             returned = slots = 0
             while held and rng.random() < 0.7:
-                batch = held[: rng.randint(1, len(held))] if in_order else [held.pop(rng.randrange(len(held)))]
+                batch = (
+                    held[: rng.randint(1, len(held))] if in_order else [held.pop(rng.randrange(len(held)))]
+                )
                 if in_order:
                     del held[: len(batch)]
                 last = batch[-1]
@@ -90,9 +92,11 @@ def test_random_traffic(
         assert not (driver_sleeps and device_sleeps and (expected or held)), "both sides sleep"
         if driver_sleeps and device_sleeps:
             driver_sleeps = False  # there is more to send
-    assert not flying and not expected
+    assert not flying
+    assert not expected
     assert driver.free == size
-    assert kicks and calls
+    assert kicks
+    assert calls
 
 
 def test_a_used_element_before_its_chain_is_shown() -> None:
@@ -102,7 +106,8 @@ def test_a_used_element_before_its_chain_is_shown() -> None:
         rig.driver.publish()
         two = rig.driver.add([(0, 1)], [])
         chain = rig.device.take()
-        assert chain is not None and chain.id == one != two
+        assert chain is not None
+        assert chain.id == one != two
         assert rig.device.take() is None
 
 
@@ -136,7 +141,8 @@ def test_ids_come_back_out_of_order_on_a_packed_ring() -> None:
     assert rig.driver.add([(9, 1)] * 4, []) in (names[0], names[2])
     rig.driver.publish()
     chain = rig.device.take()
-    assert chain is not None and chain.slots == 4
+    assert chain is not None
+    assert chain.slots == 4
 
 
 def test_part_of_a_batch_is_asked_for() -> None:

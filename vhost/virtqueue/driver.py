@@ -26,8 +26,8 @@ class DriverQueue:
     """A virtqueue as a driver drives it: a split one, or, with a :class:`PackedLayout`, a packed one.
 
     :param layout: the ring's size and kind.
-    :param desc: memory of the descriptor table, zeroed, shared with the device; likewise ``avail``, ``used``. Of
-        a packed ring these are the ring itself and the event suppression structures of driver and device.
+    :param desc: memory of the descriptor table, zeroed, shared with the device; likewise ``avail``, ``used``.
+        Of a packed ring these are the ring and the event suppression structures of driver and device.
     :param event_idx: RING_EVENT_IDX was negotiated.
     :param in_order: IN_ORDER was negotiated: the device may return many chains by naming the last of them.
     :param big_endian: a split ring of a legacy driver on a big-endian machine.
@@ -147,8 +147,8 @@ class DriverQueue:
     def poll(self, limit: int | None = None) -> list[tuple[int, int]]:
         """Chains the device has used, as ``(id, bytes written)``, in its order.
 
-        :raises VirtqueueError: the device returned what it was not given, or, with ``check``, says it wrote more
-            than it could. The ring is of no use then.
+        :raises VirtqueueError: the device returned what it was not given, or, with ``check``, says it wrote
+            more than it could. The ring is of no use then.
         """
         n = lib.vh_driver_poll(self._d, self._used, self.size if limit is None else min(limit, self.size))
         if n < 0:

@@ -48,8 +48,8 @@ class RingLayout:
 class PackedLayout:
     """What the three parts of a packed ring of ``size`` entries take, in bytes.
 
-    They have the names of those of a split ring in whose place messages name them: ``avail`` is what the driver
-    writes about events, ``used`` what the device writes.
+    They have the names of those of a split ring in whose place messages name them: ``avail`` is what the
+    driver writes about events, ``used`` what the device writes.
     """
 
     size: int
