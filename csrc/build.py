@@ -50,6 +50,10 @@ SOURCES = (
     "rng.c",
     "grants.c",
     "driver.c",
+    "driver_split.c",
+    "driver_packed.c",
+    "load.c",
+    "dirty.c",
     "stream.c",
 )
 # The last is ours, the others declare what sys.h names.

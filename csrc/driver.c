@@ -1,146 +1,175 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
 /*
- * The split virtqueue, driver side. The links of chains are kept in our own memory (next, count): nothing that a
- * device can write is ever followed.
+ * Virtqueues, driver side: what is in flight, and what may come back. The device can write whatever it likes to
+ * the ring: an id of its is looked up in our own records, and nothing else of what it writes decides anything.
  */
-#include <string.h>
+#include "driver.h"
 
-#include "core.h"
+#define NOT_THERE UINT64_MAX
 
+static const struct ring_driver *const kinds[] = {
+    [VH_SPLIT] = &vh_split_driver,
+    [VH_SPLIT_BIG] = &vh_split_big_driver,
+    [VH_PACKED] = &vh_packed_driver,
+};
+
+/* Start from scratch, on memory that is all zero. */
 void vh_driver_init(struct vh_driver *d)
 {
-    for (uint32_t i = 0; i < d->num; i++) {
-        d->next[i] = (uint16_t)(i + 1);
-        d->count[i] = 0;
-    }
+    for (uint32_t i = 0; i < d->num; i++)
+        d->flight[i] = (struct vh_flight){.seq = NOT_THERE, .next = (uint16_t)(i + 1)};
+    d->batch = 0;
+    d->added = d->shown = d->returned = 0;
     d->n_free = d->num;
-    d->free_head = 0;
+    d->free_id = d->avail_idx = d->kicked_idx = d->last_used = d->used_seen = 0;
+    d->order_in = d->order_out = d->first = d->first_flags = 0;
+    d->avail_wrap = d->used_wrap = 1;
 }
 
-static void fill(void *table, uint32_t i, const struct vh_buf *buf, uint16_t flags, uint16_t next)
+static uint32_t room_of(const struct vh_buf *bufs, uint32_t n)
 {
-    struct desc d = {htole64(buf->gpa), htole32(buf->len), htole16(flags), htole16(next)};
+    uint64_t room = 0;
 
-    memcpy((char *)table + (size_t)i * DESC_SIZE, &d, DESC_SIZE);
+    for (uint32_t i = 0; i < n; i++)
+        room += bufs[i].write ? bufs[i].len : 0;
+    return room < UINT32_MAX ? (uint32_t)room : UINT32_MAX;
 }
 
-/* Take one free descriptor; there is one. */
-static uint16_t take(struct vh_driver *d)
+static uint16_t after(const struct vh_driver *d, uint16_t i)
 {
-    uint16_t i = d->free_head;
-
-    d->free_head = d->next[i];
-    d->n_free--;
-    return i;
+    return i + 1u < d->num ? (uint16_t)(i + 1) : 0;
 }
 
-static uint16_t flags_of(const struct vh_buf *bufs, uint32_t i, uint32_t n)
+static void queue_up(struct vh_driver *d, uint16_t id)
 {
-    return (uint16_t)((bufs[i].write ? DESC_WRITE : 0) | (i + 1 < n ? DESC_NEXT : 0));
+    if (d->features & VH_F_IN_ORDER) {
+        d->order[d->order_in] = id;
+        d->order_in = after(d, d->order_in);
+    }
+    d->flight[id].seq = d->added++;
 }
 
-/* Queue a chain, readable buffers first; returns its head. The device sees it after vh_driver_publish(). */
+/* Queue a chain, readable buffers first; returns its id. The device sees it after vh_driver_publish(). */
 int vh_driver_add(struct vh_driver *d, const struct vh_buf *bufs, uint32_t n)
 {
-    struct avail *avail = d->avail;
+    const struct ring_driver *kind = kinds[d->kind];
     bool indirect = d->tables && n > 1 && n <= d->table_len;
-    uint16_t head, i;
+    uint32_t count = indirect ? 1 : n;
+    uint16_t id;
 
-    if (!n || (!indirect && n > d->num))
+    if (!n || count > d->num)
         return VH_D_TOO_BIG;
-    if (d->n_free < (indirect ? 1 : n))
+    if (d->n_free < count)
         return VH_D_FULL;
-    head = i = take(d);
+    id = kind->take_id(d, count);
+    d->flight[id].room = room_of(bufs, n);
+    d->flight[id].count = (uint16_t)count;
+    d->n_free -= count;
     if (indirect) {
-        uint64_t at = (uint64_t)head * d->table_len * DESC_SIZE;
-        struct vh_buf table = {d->tables_gpa + at, n * DESC_SIZE, 0};
+        uint64_t at = (uint64_t)id * d->table_len * DESC_SIZE;
 
-        for (uint32_t k = 0; k < n; k++)
-            fill((char *)d->tables + at, k, &bufs[k], flags_of(bufs, k, n), (uint16_t)(k + 1));
-        fill(d->desc, head, &table, DESC_INDIRECT, 0);
+        kind->fill(d, (char *)d->tables + at, bufs, n);
+        kind->put(d, id, &(struct vh_buf){d->tables_gpa + at, n * DESC_SIZE, 0}, 1, DESC_INDIRECT);
     } else {
-        for (uint32_t k = 0; k < n; k++) {
-            uint16_t next = k + 1 < n ? take(d) : 0;
-
-            fill(d->desc, i, &bufs[k], flags_of(bufs, k, n), next);
-            d->next[i] = next;
-            i = next;
-        }
+        kind->put(d, id, bufs, n, 0);
     }
-    d->count[head] = (uint16_t)(indirect ? 1 : n);
-    store16(&avail->ring[d->avail_idx & (d->num - 1)], head, false);
-    d->avail_idx++;
-    return head;
+    queue_up(d, id);
+    return id;
+}
+
+/* Queue a chain once more that came back with `keep` set: its descriptors are where they were. */
+void vh_driver_again(struct vh_driver *d, uint32_t id)
+{
+    kinds[d->kind]->put(d, (uint16_t)id, NULL, 0, 0);
+    queue_up(d, (uint16_t)id);
+}
+
+/* Give up a chain that came back with `keep` set. */
+void vh_driver_free(struct vh_driver *d, uint32_t id)
+{
+    d->n_free += d->flight[id].count;
+    kinds[d->kind]->give_id(d, (uint16_t)id);
+    d->flight[id].count = 0;
 }
 
 /* Show the device what was added. Returns 1 if it wants a kick. */
 int vh_driver_publish(struct vh_driver *d)
 {
-    struct avail *avail = d->avail;
-    struct used *used = d->used;
-    uint16_t old = d->kicked_idx;
+    bool kick = kinds[d->kind]->show(d);
 
-    store16_release(&avail->idx, d->avail_idx, false);
-    fence();
+    d->shown = d->added;
     d->kicked_idx = d->avail_idx;
-    if (d->features & VH_F_EVENT_IDX)
-        return event_passed(load16(avail_event(used, d->num), false), d->avail_idx, old);
-    return !(load16(&used->flags, false) & USED_NO_NOTIFY);
+    return kick;
 }
 
-static void release(struct vh_driver *d, uint16_t head)
+/* The next chain that came back: 1, none: 0, or an error. */
+static int take(struct vh_driver *d, const struct ring_driver *kind, struct vh_used *used)
 {
-    uint16_t last = head;
-
-    for (uint16_t k = 1; k < d->count[head]; k++)
-        last = d->next[last];
-    d->n_free += d->count[head];
-    d->count[head] = 0;
-    d->next[last] = d->free_head;
-    d->free_head = head;
+    if (!d->batch) {
+        if (!kind->next(d, used))
+            return 0;
+        if (used->id >= d->num || d->flight[used->id].seq >= d->shown)
+            return VH_D_BAD_USED;
+        if (d->check && used->len > d->flight[used->id].room)
+            return VH_D_BAD_LEN;
+        if (!(d->features & VH_F_IN_ORDER))
+            return 1;
+        /* One element may stand for all up to the one it names (virtio 1.3, 2.7.9 and 2.8.7). */
+        d->batch = 1;
+        d->batch_end = *used;
+    }
+    used->id = d->order[d->order_out];
+    used->len = d->flight[used->id].room;
+    if (used->id == d->batch_end.id) {
+        *used = d->batch_end;
+        d->batch = 0;
+    } else if (d->kind != VH_PACKED && (uint16_t)(d->last_used + 1) == d->used_seen) {
+        return VH_D_BAD_USED; /* the used index does not go as far as the element */
+    }
+    d->order_out = after(d, d->order_out);
+    return 1;
 }
 
-/* Take what the device returned, up to max; ids are checked against the chains in flight. */
+/* Take what the device returned, up to max. After an error the ring is of no use until it is set up anew. */
 int vh_driver_poll(struct vh_driver *d, struct vh_used *out, uint32_t max)
 {
-    const struct used *used = d->used;
-    uint16_t ahead = (uint16_t)(load16_acquire(&used->idx, false) - d->last_used);
+    const struct ring_driver *kind = kinds[d->kind];
     uint32_t n;
 
-    if (ahead > d->num)
+    if (!kind->look(d))
         return VH_D_BAD_USED;
-    for (n = 0; n < ahead && n < max; n++) {
-        uint32_t slot = d->last_used & (d->num - 1);
-        uint32_t id = le32toh(__atomic_load_n(&used->ring[slot].id, __ATOMIC_RELAXED));
-        uint32_t len = le32toh(__atomic_load_n(&used->ring[slot].len, __ATOMIC_RELAXED));
+    for (n = 0; n < max; n++) {
+        int got = take(d, kind, &out[n]);
+        struct vh_flight *f;
 
-        if (id >= d->num || !d->count[id])
-            return VH_D_BAD_USED;
-        release(d, (uint16_t)id);
-        out[n] = (struct vh_used){id, len};
-        d->last_used++;
+        if (got < 0)
+            return got;
+        if (!got)
+            break;
+        f = &d->flight[out[n].id];
+        f->seq = NOT_THERE;
+        d->returned++;
+        kind->pass(d, f->count);
+        if (!d->keep)
+            vh_driver_free(d, out[n].id);
     }
     return (int)n;
 }
 
+/* Ask for no calls; calls_on() asks for them again. */
 void vh_driver_calls_off(struct vh_driver *d)
 {
-    struct avail *avail = d->avail;
-
-    if (!(d->features & VH_F_EVENT_IDX))
-        store16(&avail->flags, AVAIL_NO_INTERRUPT, false);
+    kinds[d->kind]->calls_off(d);
 }
 
 /* Ask for a call at the next used element. Returns 1 if one is there already, for which no call may come. */
 int vh_driver_calls_on(struct vh_driver *d)
 {
-    struct avail *avail = d->avail;
-    const struct used *used = d->used;
+    const struct ring_driver *kind = kinds[d->kind];
+    struct vh_used used;
 
-    if (d->features & VH_F_EVENT_IDX)
-        store16(used_event(avail, d->num), d->last_used, false);
-    else
-        store16(&avail->flags, 0, false);
+    kind->calls_on(d);
     fence();
-    return load16_acquire(&used->idx, false) != d->last_used;
+    /* A device that ran ahead is found out by the next vh_driver_poll(). */
+    return d->batch || !kind->look(d) || kind->next(d, &used);
 }

@@ -4,6 +4,7 @@
 from .aio import AsyncFrontend, AsyncQueue, connect_async
 from .blk import Blk
 from .frontend import Frontend, connect
+from .iommu import Iommu, LinearIommu, Translation
 from .queue import FrontendQueue
 from .ram import Buffer, GuestRam
 from .ring import Completion
@@ -19,6 +20,9 @@ __all__ = (
     "Completion",
     "GuestRam",
     "Buffer",
+    "Iommu",
+    "LinearIommu",
+    "Translation",
     "Blk",
     "Rng",
 )

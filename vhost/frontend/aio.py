@@ -10,6 +10,7 @@ from vhost.protocol import Message, Payload
 
 from .exchange import Exchange, Step
 from .frontend import FrontendBase
+from .iommu import Iommu
 from .negotiate import Options
 from .queue import QueueBase
 from .ring import Completion, Data, Ring
@@ -117,6 +118,14 @@ async def connect_async(
     event_idx: bool = True,
     indirect: bool = True,
     slots: bool = False,
+    packed: bool = False,
+    in_order: bool = False,
+    big_endian: bool = False,
+    kick: bool = True,
+    call: bool = True,
+    inflight: bool | None = None,
+    reconnect: float = 0.0,
+    iommu: Iommu | None = None,
 ) -> "AsyncFrontend":
     """:func:`vhost.connect` for an event loop: the same parameters, the same exceptions."""
     options = Options(
@@ -128,6 +137,14 @@ async def connect_async(
         event_idx=event_idx,
         indirect=indirect,
         slots=slots,
+        packed=packed,
+        in_order=in_order,
+        big_endian=big_endian,
+        kick=kick,
+        call=call,
+        inflight=inflight,
+        reconnect=reconnect,
+        iommu=iommu,
     )
     session = Session(target, options)
     runner = Runner()
@@ -199,7 +216,29 @@ class AsyncFrontend(FrontendBase):
 
     async def exchange(self, message: Message, fds: Sequence[int] = ()) -> Payload | None:
         """As :meth:`Frontend.exchange`."""
-        return await self._alone(self._session.link.exchange(message, fds))
+        return await self._alone(self._session.exchange(message, fds))
+
+    async def reconnect(
+        self, target: Target | None = None, *, seconds: float = 0.0, resubmit: bool | None = None
+    ) -> None:
+        """As :meth:`Frontend.reconnect`; tasks that wait for requests in flight may go on waiting."""
+        await self._alone(self._session.reconnecting.run(target, patience=seconds, resubmit=resubmit))
+
+    async def log_start(self) -> None:
+        """As :meth:`Frontend.log_start`."""
+        await self._alone(self._session.log_start())
+
+    async def log_stop(self) -> None:
+        """As :meth:`Frontend.log_stop`."""
+        await self._alone(self._session.log_stop())
+
+    async def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """As :meth:`Frontend.iotlb_invalidate`."""
+        await self._alone(self._session.invalidate(iova, size))
+
+    async def iotlb_update(self, iova: int) -> None:
+        """As :meth:`Frontend.iotlb_update`."""
+        await self._alone(self._session.translate(iova))
 
     async def _alone(self, exchange: Exchange[_T]) -> _T:
         async with self._turn:

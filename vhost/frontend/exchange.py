@@ -9,12 +9,13 @@ loop: both try a step, wait for its descriptors when it could not be done, and t
 import abc
 import select
 import socket
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeAlias, TypeVar
 
 from vhost.io import recv_fds, send_fds
 
-__all__ = ("Step", "Dial", "Send", "Receive", "Readable", "Exchange")
+__all__ = ("Step", "Dial", "Send", "Receive", "Readable", "Until", "Exchange", "pause")
 
 _T = TypeVar("_T")
 
@@ -50,22 +51,31 @@ class Step(abc.ABC):
 
 
 class Dial(Step):
-    """Connect a non-blocking Unix socket; a listener with a full backlog can only be tried again."""
+    """Connect a non-blocking Unix socket; a listener with a full backlog can only be tried again.
 
-    __slots__ = ("_sock", "_path")
+    :param until: monotonic time up to which it is tried again as well if nobody listens.
+    """
+
+    __slots__ = ("_sock", "_path", "_until")
 
     again = 0.01
 
-    def __init__(self, sock: socket.socket, path: str) -> None:
+    def __init__(self, sock: socket.socket, path: str, until: float = 0.0) -> None:
         super().__init__(f"{path} to accept the connection")
         self._sock = sock
         self._path = path
+        self._until = until
 
     def attempt(self) -> bool:
         try:
             self._sock.connect(self._path)
         except BlockingIOError:
             return False
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            if time.monotonic() < self._until:
+                return False
+            error.filename = self._path
+            raise
         except OSError as error:
             error.filename = self._path
             raise
@@ -94,19 +104,32 @@ class Send(Step):
 
 
 class Receive(Step):
-    """Read what is there, at most `size` bytes: `data` (``b""`` at the end of the stream) and `fds`."""
+    """Read what is there, at most `size` bytes: `data` (``b""`` at the end of the stream) and `fds`.
 
-    __slots__ = ("_sock", "_size", "data", "fds", "reads")
+    :param aside: done before each attempt, and when one of `others` is readable.
+    """
 
-    def __init__(self, sock: socket.socket, size: int, what: str) -> None:
+    __slots__ = ("_sock", "_size", "_aside", "data", "fds", "reads")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        size: int,
+        what: str,
+        aside: Callable[[], None] | None = None,
+        others: Sequence[int] = (),
+    ) -> None:
         super().__init__(f"the answer to {what}")
         self._sock = sock
         self._size = size
+        self._aside = aside
         self.data = b""
         self.fds: list[int] = []
-        self.reads = (sock.fileno(),)
+        self.reads = (sock.fileno(), *others)
 
     def attempt(self) -> bool:
+        if self._aside is not None:
+            self._aside()
         try:
             self.data, self.fds = recv_fds(self._sock, self._size)
         except BlockingIOError:
@@ -135,5 +158,35 @@ class Readable(Step):
         self.ready |= {fd}
 
 
+class Until(Step):
+    """Try again every so many seconds, or when a descriptor is ready, until something is the case."""
+
+    __slots__ = ("_case", "again", "reads", "writes")
+
+    def __init__(
+        self,
+        case: Callable[[], bool],
+        what: str,
+        *,
+        again: float | None = None,
+        reads: Sequence[int] = (),
+        writes: Sequence[int] = (),
+    ) -> None:
+        super().__init__(what)
+        self._case = case
+        self.again = again
+        self.reads = tuple(reads)
+        self.writes = tuple(writes)
+
+    def attempt(self) -> bool:
+        return self._case()
+
+
 #: A flow that ends in a `T`.
 Exchange: TypeAlias = Generator[Step, None, _T]
+
+
+def pause(seconds: float, what: str) -> Exchange[None]:
+    """Let so much time pass."""
+    end = time.monotonic() + seconds
+    yield Until(lambda: time.monotonic() >= end, what, again=seconds)

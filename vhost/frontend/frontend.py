@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 from vhost.protocol import Message, Payload
 
 from .exchange import Exchange
+from .iommu import Iommu
 from .negotiate import Options
 from .queue import FrontendQueue
 from .ram import GuestRam
@@ -32,6 +33,14 @@ def connect(
     event_idx: bool = True,
     indirect: bool = True,
     slots: bool = False,
+    packed: bool = False,
+    in_order: bool = False,
+    big_endian: bool = False,
+    kick: bool = True,
+    call: bool = True,
+    inflight: bool | None = None,
+    reconnect: float = 0.0,
+    iommu: Iommu | None = None,
 ) -> "Frontend":
     """Connect to a backend, negotiate, share memory and start the queues.
 
@@ -50,6 +59,17 @@ def connect(
     :param event_idx: acknowledge RING_EVENT_IDX when it is offered, if `features` is None.
     :param indirect: likewise, RING_INDIRECT_DESC.
     :param slots: share memory with ADD_MEM_REG instead of SET_MEM_TABLE.
+    :param packed: use packed rings; `queue_size` need not be a power of two then.
+    :param in_order: acknowledge IN_ORDER: the backend returns requests in the order in which they were sent.
+    :param big_endian: rings as a legacy driver on a big-endian machine has them, without VERSION_1.
+    :param kick: False: give the backend no descriptor to be kicked by; it has to poll the rings.
+    :param call: likewise, none to call us by; this side polls while it waits.
+    :param inflight: have the backend record what is in flight, so that nothing is lost if it dies; None: if
+        it offers that and `reconnect` is set.
+    :param reconnect: when the backend goes away, try for so many seconds to get back to it and go on with
+        what is in flight. 0: who waits gets an ``OSError``, and may call :meth:`Frontend.reconnect`.
+    :param iommu: put rings and buffers at I/O addresses, which the backend has to ask this for
+        (ACCESS_PLATFORM), for instance a :class:`vhost.frontend.LinearIommu`.
     :raises RefusedError: the backend refused a request; it is named.
     :raises RemoteProtocolError: the backend broke the protocol.
     :raises LocalProtocolError: something was asked for that the backend does not offer.
@@ -65,6 +85,14 @@ def connect(
         event_idx=event_idx,
         indirect=indirect,
         slots=slots,
+        packed=packed,
+        in_order=in_order,
+        big_endian=big_endian,
+        kick=kick,
+        call=call,
+        inflight=inflight,
+        reconnect=reconnect,
+        iommu=iommu,
     )
     session = Session(target, options)
     try:
@@ -112,8 +140,22 @@ class FrontendBase:
         """Guest memory, for requests whose buffers the caller lays out."""
         return self._session.ram
 
+    @property
+    def config_changes(self) -> int:
+        """How often the backend said that its configuration space has changed; needs BACKEND_REQ."""
+        return self._session.config_changes
+
+    def dirty(self) -> list[int]:
+        """Guest addresses of the 4096-byte pages the backend has written since the last call, sorted.
+
+        They count as clean from then on; no write is missed in between.
+
+        :raises ValueError: no ``log_start`` came before.
+        """
+        return self._session.dirty()
+
     def fileno(self) -> int:
-        """The socket's descriptor."""
+        """The socket's descriptor; another one after a reconnect."""
         return self._session.link.fileno()
 
     def close(self) -> None:
@@ -190,7 +232,51 @@ class Frontend(FrontendBase):
 
         :raises RefusedError: the answer says that it failed.
         """
-        return self._run(self._session.link.exchange(message, fds))
+        return self._run(self._session.exchange(message, fds))
+
+    def reconnect(
+        self, target: Target | None = None, *, seconds: float = 0.0, resubmit: bool | None = None
+    ) -> None:
+        """Go on with a backend that was started anew, or with another one, where the last one left off.
+
+        Features, memory and rings are as before. With an inflight region requests in flight stay so, and are
+        answered once. Without one nobody knows which of them were done: `resubmit` has to say.
+
+        :param target: where the backend is, None: where it was.
+        :param seconds: how long to try if nobody listens there yet.
+        :param resubmit: without an inflight region, run all that is in flight again, in its order; False
+            forgets it instead.
+        :raises LocalProtocolError: the backend offers less than it did before.
+        :raises VirtqueueError: requests are in flight, there is no inflight region, and `resubmit` is None.
+        :raises OSError: nobody listens.
+        """
+        self._run(self._session.reconnecting.run(target, patience=seconds, resubmit=resubmit))
+
+    def log_start(self) -> None:
+        """Have the backend mark the pages it writes in a dirty log, which :meth:`dirty` reads.
+
+        :raises LocalProtocolError: it does not offer LOG_ALL or LOG_SHMFD.
+        """
+        self._run(self._session.log_start())
+
+    def log_stop(self) -> None:
+        """Switch the dirty log off; what was marked can still be read."""
+        self._run(self._session.log_stop())
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """Have the backend forget what is at `size` bytes of I/O addresses from `iova`.
+
+        :raises RefusedError: it cannot.
+        :raises LocalProtocolError: ACCESS_PLATFORM was not negotiated, see ``iommu=`` of :func:`connect`.
+        """
+        self._run(self._session.invalidate(iova, size))
+
+    def iotlb_update(self, iova: int) -> None:
+        """Tell the backend what is at `iova` before it asks.
+
+        :raises ValueError: nothing is.
+        """
+        self._run(self._session.translate(iova))
 
     def _run(self, exchange: Exchange[_T], timeout: float | None = None) -> _T:
         return wait(exchange, self._timeout if timeout is None else timeout)

@@ -25,6 +25,7 @@ from vhost.protocol import (
 from vhost.virtqueue import RingLayout
 
 from .exchange import Exchange
+from .iommu import Iommu
 from .link import Link
 from .ram import GUEST_BASE, USER_BASE, GuestRam
 
@@ -32,7 +33,7 @@ __all__ = ("Options", "Negotiated", "negotiate", "share")
 
 # Feature bits of device types: what a bit means there is between the device and whoever drives it.
 _DEVICE_BITS: Final = (1 << 24) - 1 | 0x3FFF << 50
-# Rings of ours are split rings; nothing else about them has to be known to drive these.
+# Besides these, what options ask for: see _asked().
 _DRIVEN: Final = (
     _DEVICE_BITS
     | VirtioFeature.ANY_LAYOUT
@@ -47,6 +48,7 @@ _DRIVEN_PROTOCOL: Final = (
     | ProtocolFeature.CONFIG
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.LOG_SHMFD
 )
 
 
@@ -61,6 +63,14 @@ class Options:
     :ivar ram_size: bytes of guest memory.
     :ivar event_idx: acknowledge RING_EVENT_IDX if it is offered and `features` is None.
     :ivar indirect: likewise, RING_INDIRECT_DESC.
+    :ivar packed: insist on RING_PACKED.
+    :ivar in_order: insist on IN_ORDER.
+    :ivar big_endian: rings of a legacy driver on a big-endian machine: insist on CROSS_ENDIAN, no VERSION_1.
+    :ivar kick: the backend is kicked; else it has to poll.
+    :ivar call: the backend calls; else we poll.
+    :ivar inflight: insist on INFLIGHT_SHMFD; None: use it if it is offered and `reconnect` is set.
+    :ivar reconnect: seconds to try to get back to a backend that went away, 0: do not.
+    :ivar iommu: insist on ACCESS_PLATFORM, with these translations.
     :ivar slots: share memory with ADD_MEM_REG, not with SET_MEM_TABLE.
     """
 
@@ -72,11 +82,22 @@ class Options:
     event_idx: bool = True
     indirect: bool = True
     slots: bool = False
+    packed: bool = False
+    in_order: bool = False
+    big_endian: bool = False
+    kick: bool = True
+    call: bool = True
+    inflight: bool | None = None
+    reconnect: float = 0.0
+    iommu: Iommu | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.queues <= 256:
             raise ValueError(f"{self.queues} queues: a session can have 0 to 256")
-        RingLayout(self.queue_size)
+        packed = self.packed or (self.features or 0) & VirtioFeature.RING_PACKED
+        if packed and self.big_endian:
+            raise ValueError("packed rings are little-endian; big_endian is for split ones of legacy drivers")
+        RingLayout(self.queue_size, bool(packed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +117,22 @@ def negotiate(link: Link, options: Options) -> Exchange[Negotiated]:
     :raises LocalProtocolError: `options` ask for what the backend does not offer.
     """
     offered = yield from link.ask(GetFeatures())
-    features = _choose("features", options.features, offered, _driven(options))
+    asked, asked_protocol = _asked(options)
+    features = _choose("features", options.features, offered, _driven(options), asked)
     offered_protocol = protocol = 0
     if offered & VirtioFeature.PROTOCOL_FEATURES:
         offered_protocol = yield from link.ask(GetProtocolFeatures())
-        protocol = _choose("protocol features", options.protocol_features, offered_protocol, _DRIVEN_PROTOCOL)
+        protocol = _choose(
+            "protocol features",
+            options.protocol_features,
+            offered_protocol,
+            _driven_protocol(options),
+            asked_protocol,
+        )
         yield from link.exchange(SetProtocolFeatures(protocol))
-    elif options.protocol_features:
+    elif wanted := (options.protocol_features or 0) | asked_protocol:
         raise LocalProtocolError(
-            f"protocol features {options.protocol_features:#x} wanted, but the backend has none: "
+            f"protocol features {wanted:#x} wanted, but the backend has none: "
             f"it offers virtio features {offered:#x}, without bit 30"
         )
     yield from link.exchange(SetOwner())
@@ -123,12 +151,33 @@ def _driven(options: Options) -> int:
         driven &= ~VirtioFeature.RING_EVENT_IDX
     if not options.indirect:
         driven &= ~VirtioFeature.RING_INDIRECT_DESC
+    if options.big_endian:
+        driven &= ~VirtioFeature.VERSION_1
     return driven
 
 
-def _choose(what: str, wanted: int | None, offered: int, driven: int) -> int:
-    if wanted is None:
-        return offered & driven
+def _driven_protocol(options: Options) -> int:
+    inflight = options.inflight is None and options.reconnect
+    return _DRIVEN_PROTOCOL | (ProtocolFeature.INFLIGHT_SHMFD if inflight else 0)
+
+
+def _asked(options: Options) -> tuple[int, int]:
+    # Virtio and protocol features without which what the options ask for cannot be done.
+    virtio = (
+        VirtioFeature.RING_PACKED * options.packed
+        | VirtioFeature.IN_ORDER * options.in_order
+        | VirtioFeature.ACCESS_PLATFORM * (options.iommu is not None)
+    )
+    protocol = (
+        ProtocolFeature.CROSS_ENDIAN * options.big_endian
+        | ProtocolFeature.INFLIGHT_SHMFD * bool(options.inflight)
+        | ProtocolFeature.BACKEND_REQ * (options.iommu is not None)
+    )
+    return virtio, protocol
+
+
+def _choose(what: str, wanted: int | None, offered: int, driven: int, asked: int) -> int:
+    wanted = (offered & driven if wanted is None else wanted) | asked
     if missing := wanted & ~offered:
         raise LocalProtocolError(
             f"{what} {missing:#x} wanted, but the backend offers only {offered:#x}; leave these bits out"

@@ -5,14 +5,14 @@ Flows that may have to wait are exchanges; who runs them decides how.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from vhost.errors import VirtqueueError
 from vhost.protocol import Message
 
-from .exchange import Exchange, Readable
+from .exchange import Exchange, Readable, Until
 from .link import Link
 from .ram import Buffer, GuestRam
 from .vring import Vring, drain
@@ -24,6 +24,10 @@ Data: TypeAlias = bytes | bytearray | memoryview
 
 # What the writable part holds before: a status byte that the device forgot does not look like success.
 _UNWRITTEN: Final = b"\xff"
+
+# Of a ring that nobody calls for: how often it is looked at in one go, and the seconds to the next.
+_LOOKS: Final = 100
+_PAUSE: Final = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +54,28 @@ class _Request:
     token: int
     buffer: Buffer
     writable_from: int
+    chain: list[tuple[int, int]]
+    n_readable: int
 
 
 class Ring:
     """The driver's side of a queue, not thread-safe.
 
     :param vring: what is shared with the backend; closed with the ring.
-    :param link: whose end is the end of all requests.
+    :param link: whose end is the end of all requests,
+    :param revive: unless this, run when it has ended, returns true: the ring goes on with another link then.
     """
 
-    def __init__(self, vring: Vring, ram: GuestRam, link: Link) -> None:
+    def __init__(
+        self, vring: Vring, ram: GuestRam, link: Link, revive: Callable[[Link], Exchange[bool]]
+    ) -> None:
         self.vring = vring
         self.index = vring.index
         self.running = False
-        self._base = 0
+        self._base = vring.driver.base
         self._ram = ram
         self._link = link
+        self._revive = revive
         self._broken: str | None = None
         self._tokens = 0
         self._returned = 0  # requests so far, whoever reaped them
@@ -87,7 +97,7 @@ class Ring:
             self._forget()
             self.vring.lay_out()
             self._broken = None
-            self._base = 0
+            self._base = self.vring.driver.base
         if base is not None:
             self._base = base
         return self.vring.messages(self._base)
@@ -106,6 +116,46 @@ class Ring:
         """The device has forgotten the ring, and so do we at the next start."""
         self.running = False
         self._broken = f"queue {self.index}: the device was reset"
+
+    @property
+    def broken(self) -> bool:
+        """Whether the ring can only start from scratch."""
+        return self._broken is not None
+
+    def reattach(self, link: Link, *, recorded: bool, resubmit: bool | None) -> None:
+        """The backend is gone: take what it returned, and get ready for another one behind `link`.
+
+        :param recorded: an inflight region tells the other one what is in flight. Else it cannot know, and
+        :param resubmit: those requests are run again, or, if it is false, forgotten.
+        """
+        self._link = link
+        self.collect()
+        if self._broken is not None or not self.running:
+            return
+        if self._requests and not recorded:
+            self._start_over(resubmit=bool(resubmit))
+        self._base = self.vring.driver.base
+
+    def collect(self) -> None:
+        """Take back what the backend has used, in good order or not: whoever waits hears of it."""
+        try:
+            self.reap()
+        except VirtqueueError:
+            pass
+
+    def _start_over(self, *, resubmit: bool) -> None:
+        requests = sorted(self._requests.values(), key=lambda request: request.token) if resubmit else []
+        self._requests = {head: one for head, one in self._requests.items() if not resubmit}
+        if not resubmit:
+            self._forget()
+            self._wake_others()
+        self.vring.lay_out()
+        for request in requests:
+            view = request.buffer.view
+            view[request.writable_from :] = _UNWRITTEN * (len(view) - request.writable_from)
+            n = request.n_readable
+            self._requests[self.vring.driver.add(request.chain[:n], request.chain[n:])] = request
+        self.vring.driver.publish()
 
     # ---- requests ------------------------------------------------------------------------------------------
 
@@ -141,21 +191,21 @@ class Ring:
         if not self.vring.driver.free:
             return None
         buffer = self._ram.alloc(split + sum(rooms))
-        at, chain = 0, []
+        start, at, chain = self.vring.address(buffer), 0, []
         for part in parts:
             buffer.view[at : at + len(part)] = part
-            chain.append((buffer.gpa + at, len(part)))
+            chain.append((start + at, len(part)))
             at += len(part)
         buffer.view[split:] = _UNWRITTEN * (buffer.size - split)
         for size in rooms:
-            chain.append((buffer.gpa + at, size))
+            chain.append((start + at, size))
             at += size
         head = self.vring.driver.add(chain[: len(parts)], chain[len(parts) :])
         if head < 0:
             self._ram.free(buffer)
             return None
         self._tokens += 1
-        self._requests[head] = _Request(self._tokens, buffer, split)
+        self._requests[head] = _Request(self._tokens, buffer, split, chain, len(parts))
         self._flying.add(self._tokens)
         if publish:
             self.publish()
@@ -180,6 +230,7 @@ class Ring:
         """
         if self._broken is not None:
             return
+        self._link.attend()
         used: list[tuple[int, int]] = []
         try:
             used = self.vring.driver.poll()
@@ -228,10 +279,13 @@ class Ring:
                 )
             if self.vring.driver.calls_on():
                 continue
-            step = Readable((call, err, self._link.fileno()), f"queue {self.index} to complete a request")
+            if self._link.ended:
+                yield from self._still_there()
+                continue
+            step = Readable((call, err, *self._link.watched), f"queue {self.index} to complete a request")
             self._waiting.append(before)
             try:
-                yield step
+                yield self._polled(step) if self.vring.polled else step
             finally:
                 self._waiting.remove(before)
             self._check()
@@ -246,7 +300,22 @@ class Ring:
                 self._broken = f"queue {self.index}: the backend reports an error in the ring; see its log"
                 self._wake_others()
                 raise VirtqueueError(self._broken)
-            self._link.check()
+            yield from self._still_there()
+
+    def _still_there(self) -> Exchange[None]:
+        link = self._link
+        try:
+            link.check()
+        except ConnectionError:
+            if not (yield from self._revive(link)):
+                raise
+
+    def _polled(self, other: Readable) -> Until:
+        # Nobody calls: look at the ring for a while, and then at everything else.
+        def looked() -> bool:
+            return any(self.vring.driver.calls_on() for _ in range(_LOOKS)) or other.attempt()
+
+        return Until(looked, other.what, again=_PAUSE)
 
     def completion(self, token: int | None) -> Exchange[Completion]:
         """Wait for the request `token`, or for any.

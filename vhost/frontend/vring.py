@@ -10,12 +10,16 @@ from vhost.protocol import (
     SetVringAddr,
     SetVringBase,
     SetVringCall,
+    SetVringEndian,
     SetVringErr,
     SetVringKick,
     SetVringNum,
+    VirtioFeature,
+    VringFlag,
 )
 from vhost.virtqueue import DriverQueue, RingLayout
 
+from .negotiate import Options
 from .ram import Buffer, GuestRam
 
 __all__ = ("Vring", "drain")
@@ -28,17 +32,24 @@ _TABLE_ALIGN: Final = 16
 class Vring:
     """The memory of ring `index` and the eventfds that go with it.
 
-    :param size: entries, a power of two up to 32768.
+    :param options: its size, and what else does not depend on the backend.
+    :param features: negotiated virtio features, which say what kind of ring it is.
     :raises MemoryError: `ram` is too small for the ring.
+
+    :ivar logged: what the device writes to the ring goes to the dirty log.
     """
 
-    def __init__(self, index: int, size: int, ram: GuestRam, *, event_idx: bool, indirect: bool) -> None:
+    def __init__(self, index: int, ram: GuestRam, options: Options, features: int) -> None:
         self.index = index
-        self.size = size
-        self._layout = RingLayout(size)
+        self.size = options.queue_size
+        self.logged = False
+        packed = bool(features & VirtioFeature.RING_PACKED)
+        self._layout = RingLayout(self.size, packed)
         self._ram = ram
-        self._event_idx = event_idx
-        self._table_len = min(_TABLE_LEN, size) if indirect else 0
+        self._options = options
+        self._features = features
+        indirect = features & VirtioFeature.RING_INDIRECT_DESC
+        self._table_len = min(_TABLE_LEN, self.size) if indirect else 0
         self._parts: list[Buffer] = []
         self._events: list[int] = []
         self._driver: DriverQueue | None = None
@@ -72,11 +83,23 @@ class Vring:
             desc.view,
             avail.view,
             used.view,
-            event_idx=self._event_idx,
+            event_idx=bool(self._features & VirtioFeature.RING_EVENT_IDX),
+            in_order=bool(self._features & VirtioFeature.IN_ORDER),
+            big_endian=self._options.big_endian,
             tables=tables[0].view if tables else None,
-            tables_gpa=tables[0].gpa if tables else 0,
+            tables_gpa=self.address(tables[0]) if tables else 0,
             table_len=self._table_len,
         )
+
+    def address(self, buffer: Buffer) -> int:
+        """What the ring calls the first byte of `buffer`."""
+        iommu = self._options.iommu
+        return buffer.gpa if iommu is None else iommu.iova(buffer.gpa, buffer.size)
+
+    @property
+    def polled(self) -> bool:
+        """Whether nobody calls us."""
+        return not self._options.call
 
     @property
     def max_chain(self) -> int:
@@ -107,20 +130,34 @@ class Vring:
         """What to send, with which descriptors, for the backend to serve the ring from `base` on."""
         for event in self._events:
             drain(event)
-        desc, avail, used = (self._ram.user_address(part.gpa) for part in self._parts[:3])
-        address = SetVringAddr(self.index, flags=0, descriptor=desc, used=used, available=avail, log=0)
+        kick, call = self._options.kick, self._options.call
+        endian: list[tuple[Message, tuple[int, ...]]] = []
+        if self._options.big_endian:
+            endian.append((SetVringEndian(self.index, 1), ()))
         return [
             (SetVringNum(self.index, self.size), ()),
+            *endian,
             (SetVringBase(self.index, base), ()),
-            (address, ()),
+            (self.addresses(), ()),
             (SetVringErr(self.index), (self.err,)),
-            (SetVringCall(self.index), (self.call,)),
-            (SetVringKick(self.index), (self._kick,)),
+            (SetVringCall(self.index, not call), (self.call,) if call else ()),
+            (SetVringKick(self.index, not kick), (self._kick,) if kick else ()),
         ]
 
+    def addresses(self) -> SetVringAddr:
+        """Where the parts of the ring are, and whether what is written to them is logged."""
+        parts = self._parts[:3]
+        if self._options.iommu is None:
+            desc, avail, used = (self._ram.user_address(part.gpa) for part in parts)
+        else:
+            desc, avail, used = map(self.address, parts)
+        flags, log = (VringFlag.LOG, parts[2].gpa) if self.logged else (0, 0)
+        return SetVringAddr(self.index, flags, desc, used, avail, log)
+
     def kick(self) -> None:
-        """Tell the device to look at the ring."""
-        os.eventfd_write(self._kick, 1)
+        """Tell the device to look at the ring, unless it does so by itself."""
+        if self._options.kick:
+            os.eventfd_write(self._kick, 1)
 
     def _clear(self) -> None:
         self._driver = None
