@@ -20,10 +20,12 @@ from vhost.protocol import (
     RemMemReg,
     ResetDevice,
     ResetOwner,
+    SetBackendReqFd,
     SetConfig,
     SetFeatures,
     SetMemTable,
     SetOwner,
+    SetProtocolFeatures,
     SetVringBase,
     SetVringCall,
     SetVringEnable,
@@ -348,6 +350,17 @@ def test_stop_ends_a_server_with_a_silent_client_at_once(server: Serving) -> Non
         server.stop.set()
         assert peer.ended()
         assert time.monotonic() - start < 0.5
+
+
+def test_backend_requests_may_be_set_up_before_the_owner(server: Serving) -> None:
+    # QEMU does it so, and asks for an acknowledgement.
+    with server.connect() as peer:
+        peer.value(GetFeatures())
+        peer.do(SetProtocolFeatures(PROTOCOL_FEATURES | ProtocolFeature.BACKEND_REQ))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            peer.do(SetBackendReqFd(), [theirs.fileno()])
+        peer.do(SetOwner())
 
 
 def test_addresses_may_come_before_size_and_memory(server: Serving) -> None:

@@ -4,12 +4,26 @@
 import fcntl
 import os
 import struct
+import threading
 from pathlib import Path
 
 import pytest
 
+from vhost.devices import image_lock
 from vhost.devices.image import Image
 from vhost.errors import DeviceError
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_lock, "_PATIENCE", 0.0)
+
+
+def test_who_goes_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_lock, "_PATIENCE", 10.0)
+    first = Image(path)
+    threading.Timer(0.1, first.close).start()
+    Image(path).close()
 
 
 @pytest.fixture

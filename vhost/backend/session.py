@@ -295,7 +295,7 @@ class Session:
 
     # ---- translations ----
 
-    @_handles(fe.SetBackendReqFd)
+    @_handles(fe.SetBackendReqFd, before_owner=True)  # as QEMU sends it
     def _set_backend_req_fd(self, _: fe.SetBackendReqFd, request: Request) -> None:
         self._shared.set_channel(request.take_fd(), self._connection.protocol_features)
         for ring in self.rings:
