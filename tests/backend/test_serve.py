@@ -17,6 +17,7 @@ from vhost.protocol import (
     GetFeatures,
     GetMaxMemSlots,
     GetQueueNum,
+    ProtocolFeature,
     RemMemReg,
     ResetDevice,
     ResetOwner,
@@ -356,7 +357,7 @@ def test_backend_requests_may_be_set_up_before_the_owner(server: Serving) -> Non
     # QEMU does it so, and asks for an acknowledgement.
     with server.connect() as peer:
         peer.value(GetFeatures())
-        peer.do(SetProtocolFeatures(PROTOCOL_FEATURES | ProtocolFeature.BACKEND_REQ))
+        peer.tell(SetProtocolFeatures(PROTOCOL_FEATURES | ProtocolFeature.BACKEND_REQ))
         ours, theirs = socket.socketpair()
         with ours, theirs:
             peer.do(SetBackendReqFd(), [theirs.fileno()])
