@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TIMEOUT = 60.0
@@ -57,6 +57,19 @@ class Running:
         return self.process.returncode
 
 
+def _wait(ready: socket.socket, process: subprocess.Popen[str]) -> None:
+    """Until READY=1; a program that ends before fails at once, with what it said."""
+    ready.settimeout(0.1)
+    for _ in range(int(TIMEOUT / 0.1)):
+        with suppress(TimeoutError):
+            assert ready.recv(100) == b"READY=1"
+            ready.settimeout(TIMEOUT)
+            return
+        if process.poll() is not None:
+            raise AssertionError(f"status {process.returncode}: {process.communicate()[1]}")
+    raise AssertionError(f"not ready within {TIMEOUT:g} s")
+
+
 @contextmanager
 def daemon(
     folder: Path, module: str, *options: str, fds: tuple[int, ...] = (), **env: str
@@ -64,7 +77,6 @@ def daemon(
     """Start a daemon and wait until it is ready; kill it in the end if it still runs."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
         ready.bind(str(folder / "notify"))
-        ready.settimeout(TIMEOUT)
         process = subprocess.Popen(
             command(module, *options),
             env=environment(NOTIFY_SOCKET=str(folder / "notify"), **env),
@@ -75,7 +87,7 @@ def daemon(
             pass_fds=fds,
         )
         try:
-            assert ready.recv(100) == b"READY=1"
+            _wait(ready, process)
             yield Running(process, ready)
         finally:
             if process.poll() is None:

@@ -16,7 +16,7 @@ from vhost.frontend import Blk, Rng
 
 from .programs import command, daemon, environment, python_path, run
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 RNG, BLK = "vhost.daemon.rng", "vhost.daemon.blk"
 
 
@@ -201,7 +201,7 @@ def test_ways_to_an_image(tmp_path: Path, image: Path, options: tuple[str, ...])
 @pytest.mark.parametrize(("io", "lines"), [("uring", 1), ("auto", 0)])
 def test_kernel_that_forbids_io_uring(tmp_path: Path, image: Path, io: str, lines: int) -> None:
     options = "-s", f"{tmp_path}/s", "-b", str(image), f"--io={io}", "--num-queues=2", "-q"
-    with daemon(tmp_path, "tests.cli.without_uring", *options, PYTHONPATH=python_path(ROOT)) as running:
+    with daemon(tmp_path, "without_uring", *options, PYTHONPATH=python_path(HERE)) as running:
         for _ in range(2):
             with connect(tmp_path / "s", queues=2) as frontend:
                 Blk(frontend, queue=1).write(0, b"z" * 512)
