@@ -12,7 +12,7 @@ from . import errors
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .backend import serve, serve_async
+    from .backend import Polling, serve, serve_async
     from .devices.device import Device
     from .frontend import connect, connect_async
     from .virtqueue import Chain, Queue
@@ -23,6 +23,7 @@ __all__ = (
     "Chain",
     "serve",
     "serve_async",
+    "Polling",
     "connect",
     "connect_async",
     "errors",
@@ -35,6 +36,7 @@ _WHERE = {
     "Chain": "vhost.virtqueue",
     "serve": "vhost.backend",
     "serve_async": "vhost.backend",
+    "Polling": "vhost.backend",
     "connect": "vhost.frontend",
     "connect_async": "vhost.frontend",
 }

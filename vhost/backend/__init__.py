@@ -13,10 +13,15 @@ from vhost.backend.stop import Stop
 if TYPE_CHECKING:
     from vhost.backend.aio import serve_async
     from vhost.backend.server import serve
+    from vhost.backend.worker import Polling
 
-__all__ = ("serve", "serve_async", "Stop")
+__all__ = ("serve", "serve_async", "Polling", "Stop")
 
-_WHERE = {"serve": "vhost.backend.server", "serve_async": "vhost.backend.aio"}
+_WHERE = {
+    "serve": "vhost.backend.server",
+    "serve_async": "vhost.backend.aio",
+    "Polling": "vhost.backend.worker",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from vhost._core import ffi, lib
 from vhost.backend.ring import Ring
 from vhost.errors import DeviceError
+from vhost.io.cpus import node_cpus
 
 __all__ = ("Polling", "Workers")
 
@@ -22,8 +23,7 @@ class Polling:
     """How workers wait, and where they run.
 
     :param us: microseconds to look at the rings before a sleep, as long as that finds something often
-        enough, and
-        with a quarter of the time at most where it does not; 0: sleep at once.
+        enough, and with a quarter of the time at most where it does not; 0: sleep at once.
     :param always: never sleep: the fastest, for a processor of its own.
     :param workers: threads of a device, which share its queues evenly; None: one for each queue.
     :param cpus: processors to run on, the workers in turn; none: wherever the system likes.
@@ -56,20 +56,7 @@ class Polling:
             return {self.cpus[index % len(self.cpus)]}
         if self.numa_node is None:
             return set()
-        return _node_cpus(self.numa_node) & os.sched_getaffinity(0)
-
-
-def _node_cpus(node: int) -> set[int]:
-    found: set[int] = set()
-    try:
-        with open(f"/sys/devices/system/node/node{node}/cpulist") as file:
-            text = file.read().strip()
-    except OSError:
-        return found
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
-    return found
+        return node_cpus(self.numa_node)
 
 
 class Workers:

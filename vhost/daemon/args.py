@@ -61,6 +61,7 @@ def make_parser(
             default=1,
             help="serve N guests at PATH0, PATH1, ...; with 1, the default, PATH itself is the socket",
         )
+    _add_workers(parser)
     common = parser.add_argument_group("common options")
     common.add_argument(
         "--grant-cache",
@@ -77,6 +78,52 @@ def make_parser(
     )
     common.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    options = parser.add_argument_group("workers, the threads that serve queues")
+    wait = options.add_mutually_exclusive_group()
+    wait.add_argument(
+        "--poll-us",
+        metavar="US",
+        type=number(0, 1_000_000),
+        default=50,
+        help="before it sleeps, a worker looks at its queues for this many microseconds, unless that seldom "
+        "finds a request; 0: sleep at once, for the least use of the processor (default: %(default)s)",
+    )
+    wait.add_argument(
+        "--poll-always",
+        action="store_true",
+        help="never sleep: the least latency, for a whole processor per worker",
+    )
+    options.add_argument(
+        "--workers",
+        metavar="N",
+        type=number(1, 256),
+        help="threads of a device, which share its queues evenly (default: one for each queue)",
+    )
+    options.add_argument(
+        "--cpus",
+        metavar="LIST",
+        type=_cpus,
+        default=(),
+        help="run the workers on these processors, one each, in turn: 2,4-7 (default: all)",
+    )
+    options.add_argument(
+        "--numa-node",
+        metavar="N",
+        type=number(0, None),
+        help="take the memory of the workers from this node, and without --cpus run them there",
+    )
+
+
+def _cpus(text: str) -> list[int]:
+    from vhost.io.cpus import parse_cpus  # loads what help does without
+
+    try:
+        return parse_cpus(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers and ranges of processors, as in 2,4-7") from None
 
 
 def finish(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

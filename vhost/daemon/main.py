@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vhost.backend import Stop
     from vhost.backend.listen import Source
     from vhost.backend.session import MakeMemory
+    from vhost.backend.worker import Polling
     from vhost.devices.device import Device
 
 __all__ = ("run",)
@@ -71,7 +72,7 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
     from vhost.backend import Stop  # after the options, so that help and mistakes cost no start-up
     from vhost.backend.listen import Source
 
-    memory = _memory(args)
+    memory, polling = _memory(args), _polling(args)
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
         stop.on_signals(signal.SIGTERM, signal.SIGINT)
@@ -92,7 +93,7 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
         # What is loaded now stays: no collection needs to go through it again.
         gc.freeze()
         notify("READY=1")
-        _serve_all(serve, devices, sources, stop, memory)
+        _serve_all(partial(serve, stop=stop, memory=memory, polling=polling), devices, sources, stop)
         notify("STOPPING=1")
 
 
@@ -111,19 +112,24 @@ def _memory(args: argparse.Namespace) -> "MakeMemory":
     return partial(XenMemory, grant_cache=args.grant_cache)
 
 
+def _polling(args: argparse.Namespace) -> "Polling":
+    from vhost.backend.worker import Polling
+
+    return Polling(args.poll_us, args.poll_always, args.workers, args.cpus, args.numa_node)
+
+
 def _serve_all(
     serve: Callable[..., None],
     devices: "list[Device]",
     sources: "list[Source]",
     stop: "Stop",
-    memory: "MakeMemory",
 ) -> None:
     """Serve each device at its source; the first that fails ends the others."""
     failures: list[Exception] = []
 
     def one(device: "Device", source: "Source") -> None:
         try:
-            serve(device, sock=source.sock, stop=stop, memory=memory)
+            serve(device, sock=source.sock)
         except Exception as error:
             failures.append(error)
             stop.set()
