@@ -264,6 +264,23 @@ static uint16_t chain_of(const struct vh_queue *q, uint16_t head, uint16_t num, 
     return num <= q->num && i == last ? num : 0;
 }
 
+/* Whether nothing of a ring was ever used: what the driver made available from its start, and zeroes behind that. */
+static bool begun_anew(const struct vh_queue *q)
+{
+    const struct packed_desc *ring = q->desc;
+    uint16_t flags = 0;
+    uint32_t i = 0;
+
+    if (q->next_used || !q->used_wrap)
+        return false;
+    while (i < q->num && packed_is_avail(flags = load16_acquire(&ring[i].flags, false), true))
+        i++;
+    for (; i < q->num; i++)
+        if (load16_acquire(&ring[i].flags, false) & (DESC_AVAIL | DESC_USED))
+            return false;
+    return true;
+}
+
 static int recover_packed(struct vh_queue *q)
 {
     struct vh_inflight *in = &q->inflight;
@@ -273,7 +290,7 @@ static int recover_packed(struct vh_queue *q)
     uint16_t used, free;
     bool wrap;
 
-    if (!r->version) {
+    if (!r->version || ((r->old_used_idx != q->next_used || r->old_used_wrap != q->used_wrap) && begun_anew(q))) {
         vh_inflight_format(in->region, q->num, 1);
         r->used_idx = r->old_used_idx = q->next_used;
         r->used_wrap = r->old_used_wrap = q->used_wrap;
@@ -311,21 +328,20 @@ static int recover_packed(struct vh_queue *q)
         in->again[in->n_again++] = (struct vh_again){.counter = r->desc[i].counter, .entry = i, .slots = n};
     }
     in->free = free;
-    if (in->n_again) {
-        uint32_t next = used + slots;
-
-        q->next_used = used;
-        q->used_wrap = wrap;
-        q->avail_wrap = next >= q->num ? !wrap : wrap;
-        q->next_avail = (uint16_t)(next >= q->num ? next - q->num : next);
-    }
+    q->next_used = used;
+    q->used_wrap = wrap;
+    q->avail_wrap = used + slots >= q->num ? !wrap : wrap;
+    q->next_avail = (uint16_t)(used + slots >= q->num ? used + slots - q->num : used + slots);
     r->free_head = r->old_free_head = free;
     r->used_idx = r->old_used_idx = q->next_used;
     r->used_wrap = r->old_used_wrap = q->used_wrap;
     return 0;
 }
 
-/* Find out what is in flight, and go on behind it. What the front-end says of the ring's indexes counts otherwise. */
+/*
+ * Find out what is in flight, and go on behind it. Of a packed ring the region knows the indexes too: a front-end whose
+ * back-end has died cannot know them, for they are not in the ring.
+ */
 int vh_inflight_recover(struct vh_queue *q)
 {
     int bad;

@@ -44,15 +44,21 @@ class Daemon(Process):
 
 @contextlib.contextmanager
 def ours(
-    script: str, *options: str | os.PathLike[str], work: Path, logs: Path, name: str
+    script: str,
+    *options: str | os.PathLike[str],
+    work: Path,
+    logs: Path,
+    name: str,
+    place: Path | None = None,
 ) -> Iterator[Daemon]:
     """One of our daemons, from "it listens" on; it is killed in the end unless it has ended before.
 
     :param script: ``vhost-rng`` or ``vhost-blk``.
     :param work: folder for its socket; its path must be short.
     :param logs: folder for its log, ``name``.log.
+    :param place: path of its socket; None: ``name``.sock in ``work``.
     """
-    path = work / f"{name}.sock"
+    path = place or work / f"{name}.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind("")  # the kernel picks an abstract name, which leaves no file behind
         address = "@" + notices.getsockname()[1:].decode()
