@@ -42,7 +42,7 @@ int vh_inflight_recover(struct vh_queue *q);
 void vh_inflight_taken_split(struct vh_queue *q, uint16_t head);
 void vh_inflight_taken_packed(struct vh_queue *q, struct vh_chain *c);
 void vh_inflight_untaken(struct vh_queue *q, const struct vh_chain *c);
-void vh_inflight_again_packed(struct vh_queue *q, struct vh_chain *c, uint16_t entry);
+void vh_inflight_again_packed(struct vh_queue *q, struct vh_chain *c, const struct vh_again *again);
 void vh_inflight_using(struct vh_queue *q, uint16_t head, uint16_t entry, uint16_t last);
 void vh_inflight_publishing(struct vh_queue *q, uint16_t next_used, bool wrap);
 void vh_inflight_used(struct vh_queue *q, uint16_t head, uint16_t entry);

@@ -97,6 +97,47 @@ int vh_kicks_on(struct vh_queue *q)
     return vh_available(q);
 }
 
+/* How far the driver has come: its index; packed: entries that are available. */
+uint32_t vh_offered(const struct vh_queue *q)
+{
+    const struct packed_desc *ring = q->desc;
+    const struct avail *avail = q->avail;
+    uint32_t at = q->next_avail, n = 0;
+    bool wrap = q->avail_wrap;
+
+    if (q->kind != VH_PACKED)
+        return load16_acquire(&avail->idx, q->kind == VH_SPLIT_BIG);
+    for (; n < q->num && packed_is_avail(load16_acquire(&ring[at].flags, false), wrap); n++) {
+        if (++at == q->num) {
+            at = 0;
+            wrap = !wrap;
+        }
+    }
+    return n;
+}
+
+/* With event idx a driver that has gone past the position asked for does not kick any more. */
+void vh_kicks_past(struct vh_queue *q)
+{
+    q->quiet = 0;
+    if (!(q->features & VH_F_EVENT_IDX)) {
+        vh_kicks_on(q);
+        return;
+    }
+    if (q->kind == VH_PACKED) {
+        struct packed_event *event = q->used;
+
+        store16(&event->flags, EVENT_ENABLE, false);
+        log_at(q, 2);
+    } else {
+        struct used *used = q->used;
+
+        store16(avail_event(used, q->num), (uint16_t)vh_offered(q), q->kind == VH_SPLIT_BIG);
+        log_at(q, sizeof(*used) + q->num * sizeof(used->ring[0]));
+    }
+    fence();
+}
+
 int vh_available(const struct vh_queue *q)
 {
     const struct packed_desc *ring = q->desc;

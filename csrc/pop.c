@@ -36,11 +36,19 @@ static const struct vh_mem *hold(struct vh_queue *q)
 
     do {
         mem = again;
-        __atomic_store_n(&q->held, mem, __ATOMIC_RELAXED);
+        __atomic_store_n(&q->held, mem, __ATOMIC_RELEASE);
         fence();
         again = __atomic_load_n(&q->mem, __ATOMIC_ACQUIRE);
     } while (mem != again);
     return mem;
+}
+
+/* Walk with another table from now on, whoever is walking. The one that is returned, if any, is to be kept. */
+const struct vh_mem *vh_queue_swap(struct vh_queue *q, const struct vh_mem *mem)
+{
+    __atomic_store_n(&q->mem, mem, __ATOMIC_RELEASE);
+    fence();
+    return __atomic_load_n(&q->held, __ATOMIC_ACQUIRE);
 }
 
 static void let_go(struct vh_queue *q)
@@ -206,18 +214,16 @@ static int take_again(struct walk *w, uint32_t max)
     int bad = 0;
 
     for (i = 0; i < n; i++) {
-        uint16_t entry = q->inflight.again[q->inflight.given + i].entry;
+        const struct vh_again *again = &q->inflight.again[q->inflight.given + i];
+        uint16_t entry = again->entry;
         struct vh_chain *c = &b->chain[i];
         struct mark m = mark(b);
 
         *c = (struct vh_chain){.iov = b->n_iov, .head = entry, .slots = 1, .state = VH_POPPED};
         if (q->kind == VH_PACKED) {
-            uint16_t slots;
-
-            vh_inflight_again_packed(q, c, entry);
-            slots = c->slots;
-            bad = walk_chain(w, i, c, q->inflight.table, slots, 0, false, VH_PACKED);
-            c->slots = slots;
+            vh_inflight_again_packed(q, c, again);
+            bad = walk_chain(w, i, c, q->inflight.table, again->slots, 0, false, VH_PACKED);
+            c->slots = again->slots;
         } else if (q->kind == VH_SPLIT) {
             bad = walk_chain(w, i, c, q->desc, q->num, entry, false, VH_SPLIT);
         } else {

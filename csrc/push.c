@@ -73,6 +73,9 @@ static void publish(struct vh_queue *q, const struct run *run)
     q->used_wrap = run->wrap;
     if (q->kind == VH_PACKED) {
         store16_release(&((struct packed_desc *)q->desc)[at].flags, run->first, false);
+        /* Marked before its flags were there, the page may have been copied without them. */
+        if (q->features & VH_F_LOG_USED)
+            vh_log_range(q->log, q->log_desc + (uint64_t)at * DESC_SIZE, DESC_SIZE);
     } else {
         store16_release(&used->idx, q->next_used, q->kind == VH_SPLIT_BIG);
         if (q->features & VH_F_LOG_USED)

@@ -70,6 +70,7 @@ static int serve(struct vh_worker *w, uint32_t which)
     if (!l->path) {
         l->asked = vh_available(q) ? 2 : 1;
         l->popped = q->popped;
+        l->offered = vh_offered(q);
         l->due = 0;
         return VH_W_HANDLE;
     }
@@ -176,7 +177,13 @@ static bool ask_for_kicks(struct vh_worker *w)
 
         if (l->off)
             continue;
-        vh_kicks_on(l->queue);
+        if (l->declined) {
+            /* What came while the device had its look it has not declined. */
+            vh_kicks_past(l->queue);
+            l->look |= vh_offered(l->queue) != l->offered;
+        } else {
+            vh_kicks_on(l->queue);
+        }
         again |= vh_lane_busy(l);
     }
     return again;

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ from vhost import mem, version  # noqa: E402 - the stand-ins come first
 
 if FAKE_XEN:
     installed_map = frames.share_files()
+
+# How long an example takes says more about the machine's load than about the code, and to take longer the
+# first time than the second is no contradiction.
+# There is no Hypothesis in a dom0, and nothing there that needs it.
+if find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("vhost", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("vhost")
 
 collect_ignore = [other for other in ("unix", "xen") if other != mem.SELECTED]
 # The former drive the stand-ins, the latter need a running Xen.

@@ -34,6 +34,8 @@ struct vh_lane { /* a queue as its runner sees it */
     uint8_t look;           /* to be looked at, whatever the ring says: it was kicked, or begins */
     uint8_t declined;       /* the device left what is there: it is not offered again before a kick */
     uint8_t asked;          /* Python was asked to handle it: 1, with chains waiting: 2 */
+    uint32_t offered;       /* vh_offered() then */
+    uint32_t pad;
 };
 
 enum vh_served {

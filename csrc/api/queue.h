@@ -141,7 +141,7 @@ struct vh_turn {
 
 struct vh_queue {
     uint8_t before[64]; /* what somebody else writes is on another cache line */
-    const struct vh_mem *mem;  /* written by the control plane at any time */
+    const struct vh_mem *mem;  /* vh_queue_swap() changes it at any time */
     const struct vh_mem *held; /* the one that is looked at just now: keep it */
     void *desc;  /* ring memory in our address space: descriptors of either kind */
     void *avail; /* packed: the driver's event suppression */
@@ -182,6 +182,7 @@ struct vh_queue {
 };
 
 int vh_queue_init(struct vh_queue *q);   /* once all of the above is set; -(enum vh_error) if the inflight region lies */
+const struct vh_mem *vh_queue_swap(struct vh_queue *q, const struct vh_mem *mem); /* the one that is still looked at */
 int vh_pop(struct vh_queue *q, struct vh_batch *b, uint32_t max);
 int vh_expand(struct vh_queue *q, struct vh_batch *b);
 void vh_unpop(struct vh_queue *q, struct vh_batch *b); /* put back a batch that nobody has seen yet, the newest */
@@ -189,6 +190,8 @@ int vh_push(struct vh_queue *q, struct vh_batch *b);
 uint32_t vh_batch_left(const struct vh_batch *b);
 void vh_kicks_off(struct vh_queue *q);
 int vh_kicks_on(struct vh_queue *q);
+void vh_kicks_past(struct vh_queue *q);            /* for chains behind those that are there and stay there */
+uint32_t vh_offered(const struct vh_queue *q);     /* changes when more chains are there, while none is popped */
 int vh_available(const struct vh_queue *q);
 
 /* A region for the chains in flight of one ring: bytes, and its first contents. */

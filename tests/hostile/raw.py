@@ -18,16 +18,17 @@ NEED_REPLY = 1 << 3
 @contextmanager
 def survived(server: Serving) -> Iterator[Peer]:
     """A connection for mischief: before and after it a good request is served, and nothing is left of it."""
-    _good_request(server)
+    good_request(server)
     before = server.settled(1)
     with server.connect() as peer:
         yield peer
     assert server.settled(2) == before, "descriptors or mappings are left"
-    _good_request(server)
+    good_request(server)
     assert server.settled(3) == before
 
 
-def _good_request(server: Serving) -> None:
+def good_request(server: Serving) -> None:
+    """A connection with one request that is answered as it should be."""
     with server.connect() as peer:
         assert peer.ready().request(b"good") == b"doog"
 

@@ -30,7 +30,6 @@ from .wire import EVERYTHING, frame, is_open, spare_fds
 EXAMPLES = int(os.environ.get("VHOST_EXAMPLES", "300"))
 anything = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

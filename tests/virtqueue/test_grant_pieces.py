@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vhost._core import ffi, lib
@@ -103,7 +103,6 @@ def batch_of(wanted: list[Piece]) -> tuple[Any, Any, Any, Any]:
     return ffi.new("struct vh_batch *", parts), chains, iov, defer
 
 
-@settings(deadline=None)
 @given(
     wanted=pieces(),
     each=st.sampled_from([0, 16, 1024, 4096, 1 << 20]),

@@ -235,6 +235,8 @@ class Ring:
         if self.lane is not None:
             self.lane.queue.refresh()
             if self._runner is not None:
+                # What the device did not take for want of a translation it has not declined.
+                self.lane.cdata.look = 1
                 self.lane.cdata.off = self.broken
                 self._runner.nudge()
         elif self.state.started and not self.broken:
@@ -317,7 +319,7 @@ class Ring:
 
     def _serve(self, queue: Queue) -> float | None:
         queue.budget = BUDGET
-        popped, waiting = queue.popped, queue.available()
+        popped, waiting, offered = queue.popped, queue.available(), queue.offered
         queue.kicks_off()
         delay = self._device.handle(queue)
         if queue.miss is not None:
@@ -327,6 +329,10 @@ class Ring:
         # Chains that were there and that the device did not take are its own choice: it would spin otherwise.
         if delay is None and more and (queue.popped != popped or not waiting):
             return 0.0
+        if more:
+            queue.kicks_past()
+            if queue.popped == popped and queue.offered != offered:
+                return 0.0
         if self._polled:
             delay = POLL_INTERVAL if delay is None else min(delay, POLL_INTERVAL)
         return None if delay is None else max(delay, 0.0)

@@ -150,6 +150,9 @@ class Shared:
 
     def close(self) -> None:
         """No ring is there any more."""
+        if self.iotlb is not None:
+            # It holds on to guest memory, however long somebody holds on to this.
+            self.iotlb.clear()
         self.close_log()
         for region in (*self._old, self.inflight):
             if region is not None:

@@ -13,6 +13,8 @@ __all__ = ("InflightSpec", "InflightRegion")
 
 _MAX_QUEUES: Final = 256
 _MAX_SIZE: Final = 32768
+# Bytes: counters are written at once.
+_ALIGN: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,17 @@ class InflightRegion:
         """
         spec = self.spec
         stride = spec.size // spec.num_queues
-        align = 8
         if index >= spec.num_queues:
             raise GuestMemoryError(f"ring {index}: {spec}")
-        if stride % align or _room(size, packed) > stride:
+        address = int(ffi.cast("uintptr_t", self._base)) + index * stride
+        if address % _ALIGN:
+            raise GuestMemoryError(f"ring {index}: its part of the {spec} is not aligned to {_ALIGN} bytes")
+        if _room(size, packed) > stride:
             raise GuestMemoryError(
                 f"ring {index} of {size} entries: {spec} has {stride} bytes for each ring, "
                 f"{_room(size, packed)} are needed"
             )
-        return int(ffi.cast("uintptr_t", self._base)) + index * stride
+        return address
 
     def close(self) -> None:
         """Unmap it; no queue may use it any more. Closing twice is harmless."""

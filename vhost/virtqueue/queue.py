@@ -246,8 +246,7 @@ class Queue:
         if table is before:
             return
         self._table = table
-        self._q.mem = table.cdata
-        held = self._q.held
+        held = lib.vh_queue_swap(self._q, table.cdata)
         self._before = [old for old in (*self._before, before) if held and old.cdata == held]
 
     def pop(self, limit: int = BATCH) -> Batch:
@@ -308,6 +307,16 @@ class Queue:
     def kicks_on(self) -> bool:
         """Ask for kicks again; true if chains came meanwhile, for which no kick may follow."""
         return not self._closed and bool(lib.vh_kicks_on(self._q))
+
+    def kicks_past(self) -> None:
+        """Ask for kicks for what comes behind the chains that are there, which the device leaves there."""
+        if not self._closed:
+            lib.vh_kicks_past(self._q)
+
+    @property
+    def offered(self) -> int:
+        """A number that changes when there are more chains than before, while none is popped."""
+        return 0 if self._closed else int(lib.vh_offered(self._q))
 
     def available(self) -> bool:
         """Whether there is a chain to pop."""
