@@ -24,6 +24,7 @@ API = (
     "rng",
     "grants",
     "driver",
+    "bench",
     "worker",
     "stream",
     "sys",
@@ -52,7 +53,7 @@ SOURCES = (
     "driver.c",
     "driver_split.c",
     "driver_packed.c",
-    "load.c",
+    "bench.c",
     "dirty.c",
     "stream.c",
 )

@@ -19,6 +19,7 @@
 #include "api/rng.h"
 #include "api/grants.h"
 #include "api/driver.h"
+#include "api/bench.h"
 #include "api/worker.h"
 #include "api/stream.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
-/* Virtqueues, driver side, and a load for them that runs without Python. */
+/* Virtqueues, driver side. */
 
 struct vh_buf {
     uint64_t gpa;
@@ -68,28 +68,6 @@ int vh_driver_publish(struct vh_driver *d);
 int vh_driver_poll(struct vh_driver *d, struct vh_used *out, uint32_t max);
 void vh_driver_calls_off(struct vh_driver *d);
 int vh_driver_calls_on(struct vh_driver *d);
-
-/* The same requests over and over, many in flight. Nothing else may be on the ring. */
-struct vh_load {
-    const struct vh_buf *bufs; /* depth times n_bufs: each request in flight has buffers of its own */
-    uint32_t *slots;           /* num entries, scratch: which request an id stands for */
-    struct vh_used *used;      /* num entries, scratch */
-    uint32_t n_bufs;
-    uint32_t depth;   /* requests in flight */
-    uint32_t batch;   /* how many have to come back before as many are sent, 1: as they come */
-    int32_t kick_fd;  /* -1: the device polls */
-    int32_t call_fd;  /* non-blocking; -1: never sleep */
-    uint32_t flying;  /* requests in flight now */
-    uint64_t limit;   /* requests to send in all */
-    uint64_t sent;
-    uint64_t done;
-    uint64_t written; /* bytes, as the device says */
-    uint64_t kicks;
-    uint64_t sleeps;
-};
-
-/* Run for ns nanoseconds: 0, or until all requests are done: 1, or an error. To end a load early, lower the limit. */
-int vh_driver_load(struct vh_driver *d, struct vh_load *l, uint64_t ns);
 
 /* Move the marks of a dirty log, 8 bytes at a time and each at once, to `into`. Returns the number of pages. */
 uint64_t vh_dirty_take(void *log, uint64_t words, uint64_t *into);

@@ -9,7 +9,10 @@ import pytest
 import vhost
 from tests.frontend.fake import FEATURES, PROTOCOL, Fake
 from vhost.errors import LocalProtocolError
+from vhost.frontend.negotiate import Options
 from vhost.frontend.ram import GUEST_BASE, USER_BASE
+from vhost.frontend.session import Session
+from vhost.frontend.wait import wait
 from vhost.protocol import (
     AddMemReg,
     GetFeatures,
@@ -151,6 +154,7 @@ def test_exact_features() -> None:
         ({"protocol_features": PROTOCOL | 1 << 12}, "protocol features 0x1000 wanted"),
         ({"queues": 2}, "2 queues wanted, but the backend has 1"),
         ({"slots": True}, "ADD_MEM_REG"),
+        ({"regions": 9}, "ADD_MEM_REG"),
     ],
 )
 def test_wanting_what_is_not_offered(wanted: dict[str, Any], message: str) -> None:
@@ -172,7 +176,36 @@ def test_memory_in_a_slot() -> None:
         assert SetMemTable not in map(type, fake.seen)
 
 
-@pytest.mark.parametrize("wrong", [{"queue_size": 100}, {"queue_size": 0}, {"queues": 257}, {"ram_size": 0}])
+def test_memory_in_regions() -> None:
+    with Fake() as fake, vhost.connect(fake.peer, regions=8, ram_size=1 << 20) as device:
+        (table,) = (message for message in fake.seen if isinstance(message, SetMemTable))
+        assert [region.guest_addr for region in table.regions] == [gpa for gpa, _ in device.ram.regions()]
+        assert {region.size for region in table.regions} == {1 << 17}
+        assert {region.user_addr - region.guest_addr for region in table.regions} == {USER_BASE - GUEST_BASE}
+
+
+def test_more_regions_than_a_table_holds() -> None:
+    with (
+        Fake(protocol=PROTOCOL | ProtocolFeature.CONFIGURE_MEM_SLOTS) as fake,
+        vhost.connect(fake.peer, regions=9, ram_size=9 << 20) as device,
+    ):
+        added = [message.region for message in fake.seen if isinstance(message, AddMemReg)]
+        assert [(region.guest_addr, region.mmap_offset) for region in added] == device.ram.regions()
+        assert SetMemTable not in map(type, fake.seen)
+
+
+def test_bits_to_avoid() -> None:
+    options = Options(avoid=VirtioFeature.RING_EVENT_IDX, ram_size=1 << 20)
+    with Fake() as fake:
+        session = Session(fake.peer, options)
+        wait(session.open(), 10)
+        assert session.negotiated.features == FEATURES & ~VirtioFeature.RING_EVENT_IDX
+        session.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"queue_size": 100}, {"queue_size": 0}, {"queues": 257}, {"ram_size": 0}, {"regions": 0}]
+)
 def test_arguments_that_make_no_sense_cost_nothing(wrong: dict[str, Any]) -> None:
     with Fake() as fake, pytest.raises(ValueError):
         vhost.connect(fake.peer, **wrong)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Requests through a device of ours, by all kinds of ring."""
 
+import os
 import socket
 from collections.abc import Callable
 
@@ -196,6 +197,14 @@ def test_with_little_in_common(backend: socket.socket, protocol: int) -> None:
 def test_memory_in_a_slot(backend: socket.socket) -> None:
     with vhost.connect(backend, slots=True) as frontend:
         assert frontend.request(b"abc", 3) == b"cba"
+
+
+@pytest.mark.parametrize("regions", [3, 20])
+def test_memory_in_regions(backend: socket.socket, regions: int) -> None:
+    with vhost.connect(backend, regions=regions, ram_size=regions << 18) as frontend:
+        # The rings have filled some of the first region; this does not fit there.
+        big = os.urandom(120_000)
+        assert frontend.request(big, len(big)) == big[::-1]
 
 
 def test_all_that_is_left_after_close(backend: socket.socket, mappings: Callable[[], list[str]]) -> None:

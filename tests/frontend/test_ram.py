@@ -5,6 +5,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import pairwise
 
 import pytest
@@ -122,3 +123,33 @@ def test_buffers_never_overlap_and_nothing_is_lost(steps: list[int]) -> None:
         assert ram.alloc(ram.size).gpa == GUEST_BASE  # all of it, in one piece again
     finally:
         ram.close()
+
+
+def test_regions_lie_apart_and_buffers_within_one() -> None:
+    with closing(GuestRam(10 * mmap.PAGESIZE, regions=4)) as ram:
+        assert (ram.region_size, ram.size) == (3 * mmap.PAGESIZE, 12 * mmap.PAGESIZE)
+        first, second, *_ = regions = ram.regions()
+        assert len(regions) == 4
+        assert first == (GUEST_BASE, 0)
+        assert second[0] - first[0] > ram.region_size  # a hole between them
+        assert second[1] == ram.region_size  # but not in the file
+        buffers = [ram.alloc(2 * mmap.PAGESIZE) for _ in regions]  # two do not fit into one region
+        assert [buffer.gpa for buffer in buffers] == [gpa for gpa, _ in regions]
+        for i, buffer in enumerate(buffers):
+            buffer.view[:] = bytes([i + 1]) * buffer.size
+        for i, (_, offset) in enumerate(regions):
+            assert os.pread(ram.fileno(), 2 * mmap.PAGESIZE, offset) == bytes([i + 1]) * (2 * mmap.PAGESIZE)
+        with pytest.raises(MemoryError, match=f"{mmap.PAGESIZE} are free"):
+            ram.alloc(2 * mmap.PAGESIZE)
+        for buffer in buffers:
+            ram.free(buffer)
+        assert ram.alloc(3 * mmap.PAGESIZE).gpa == GUEST_BASE
+        with pytest.raises(MemoryError):
+            ram.alloc(4 * mmap.PAGESIZE)  # free pieces of two regions are not one
+
+
+def test_buffer_of_the_region_that_is_asked_for() -> None:
+    with closing(GuestRam(4 * mmap.PAGESIZE, regions=4)) as ram:
+        assert ram.alloc(64, region=2).gpa == ram.regions()[2][0]
+        with pytest.raises(MemoryError):
+            ram.alloc(mmap.PAGESIZE, region=2)

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from . import bench_args
+
 __all__ = ("main",)
 
 
@@ -37,6 +39,7 @@ def main() -> int:
         help="MiB to write to the disk and read back (default: %(default)s)",
     )
     demo.set_defaults(command="vhost.cli.demo")
+    bench_args.add(commands)
 
     args = parser.parse_args()
     try:

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-__all__ = ("Progress", "rate")
+__all__ = ("Progress", "Turns", "rate")
 
 _WIDTH = 32
 _QUARTERS = 4
@@ -40,8 +40,7 @@ class Progress:
             print(self._text(), flush=True)
 
     def _draw(self) -> None:
-        full = _WIDTH * self._done // self._total
-        print(f"\r  [{'#' * full}{'.' * (_WIDTH - full)}]{self._text()}", end="", flush=True)
+        print(f"\r  {_bar(self._done, self._total)}{self._text()}", end="", flush=True)
 
     def _text(self) -> str:
         speed = rate(self._done, time.monotonic() - self._start)
@@ -56,6 +55,29 @@ class Progress:
     ) -> None:
         if self._bar:
             print(flush=True)
+
+
+class Turns:
+    """Shows which of many turns it is, on standard error if that is a terminal, and leaves nothing there."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty()
+
+    def show(self, done: int, total: int, what: str) -> None:
+        """`done` turns of `total` are over, the next is about `what`."""
+        if self._on:
+            text = f"\r  {_bar(done, total)}  {done}/{total}  {what}\x1b[K"
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Make room for other output."""
+        if self._on:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _bar(done: int, total: int) -> str:
+    full = _WIDTH * done // total
+    return f"[{'#' * full}{'.' * (_WIDTH - full)}]"
 
 
 def rate(n: int, seconds: float) -> str:

@@ -33,6 +33,7 @@ def connect(
     event_idx: bool = True,
     indirect: bool = True,
     slots: bool = False,
+    regions: int = 1,
     packed: bool = False,
     in_order: bool = False,
     big_endian: bool = False,
@@ -59,6 +60,7 @@ def connect(
     :param event_idx: acknowledge RING_EVENT_IDX when it is offered, if `features` is None.
     :param indirect: likewise, RING_INDIRECT_DESC.
     :param slots: share memory with ADD_MEM_REG instead of SET_MEM_TABLE.
+    :param regions: how many regions guest memory has, of equal size; more than 8 are shared with ADD_MEM_REG.
     :param packed: use packed rings; `queue_size` need not be a power of two then.
     :param in_order: acknowledge IN_ORDER: the backend returns requests in the order in which they were sent.
     :param big_endian: rings as a legacy driver on a big-endian machine has them, without VERSION_1.
@@ -85,6 +87,7 @@ def connect(
         event_idx=event_idx,
         indirect=indirect,
         slots=slots,
+        regions=regions,
         packed=packed,
         in_order=in_order,
         big_endian=big_endian,

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from vhost.protocol import IotlbMsg, IotlbPerm, IotlbType
 
-from .ram import GUEST_BASE, GuestRam
+from .ram import GuestRam
 
 __all__ = ("Iommu", "LinearIommu", "Translation", "update")
 
@@ -62,14 +62,14 @@ class LinearIommu:
 
 
 def update(iommu: Iommu, ram: GuestRam, iova: int) -> IotlbMsg | None:
-    """The message that tells a backend what is at `iova`, at most what is guest memory; None: nothing is."""
+    """The message that tells a backend what is at `iova`, at most the region it is in; None: nothing is."""
     found = iommu.lookup(iova)
     if found is None:
         return None
-    low = max(found.gpa, GUEST_BASE)
-    high = min(found.gpa + found.size, GUEST_BASE + ram.size)
     wanted = iova - found.iova + found.gpa
-    if not low <= wanted < high:
+    here = next((gpa for gpa, _ in ram.regions() if gpa <= wanted < gpa + ram.region_size), None)
+    if here is None:
         return None
+    low, high = max(found.gpa, here), min(found.gpa + found.size, here + ram.region_size)
     start = low - found.gpa + found.iova
     return IotlbMsg(start, high - low, ram.user_address(low), found.perm, IotlbType.UPDATE)

@@ -8,8 +8,6 @@ from typing import Final
 from vhost._core import ffi, lib
 from vhost.protocol import SetLogBase
 
-from .ram import GUEST_BASE
-
 __all__ = ("DirtyLog", "LOG_PAGE")
 
 #: Bytes that one bit of the log stands for, whatever the host's pages are.
@@ -21,11 +19,11 @@ _WORD: Final = 8
 class DirtyLog:
     """A bit for each page of guest memory, from guest address 0 on, in memory shared with the backend.
 
-    :param ram_size: bytes of guest memory.
+    :param end: guest address behind the last byte of guest memory.
     """
 
-    def __init__(self, ram_size: int) -> None:
-        pages = -(-(GUEST_BASE + ram_size) // LOG_PAGE)
+    def __init__(self, end: int) -> None:
+        pages = -(-end // LOG_PAGE)
         self.size = -(-pages // (8 * mmap.PAGESIZE)) * mmap.PAGESIZE
         self._fd = os.memfd_create("vhost-dirty-log", os.MFD_CLOEXEC)
         try:

@@ -27,7 +27,7 @@ from vhost.virtqueue import RingLayout
 from .exchange import Exchange
 from .iommu import Iommu
 from .link import Link
-from .ram import GUEST_BASE, USER_BASE, GuestRam
+from .ram import GuestRam
 
 __all__ = ("Options", "Negotiated", "negotiate", "share")
 
@@ -50,6 +50,8 @@ _DRIVEN_PROTOCOL: Final = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.LOG_SHMFD
 )
+# Regions that fit into a SET_MEM_TABLE.
+_TABLE_REGIONS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Options:
     :ivar reconnect: seconds to try to get back to a backend that went away, 0: do not.
     :ivar iommu: insist on ACCESS_PLATFORM, with these translations.
     :ivar slots: share memory with ADD_MEM_REG, not with SET_MEM_TABLE.
+    :ivar avoid: virtio features not to acknowledge though they are offered, if `features` is None.
+    :ivar regions: how many regions guest memory has; more than 8 are always shared with ADD_MEM_REG.
     """
 
     features: int | None = None
@@ -90,6 +94,8 @@ class Options:
     inflight: bool | None = None
     reconnect: float = 0.0
     iommu: Iommu | None = None
+    avoid: int = 0
+    regions: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.queues <= 256:
@@ -146,7 +152,7 @@ def negotiate(link: Link, options: Options) -> Exchange[Negotiated]:
 
 
 def _driven(options: Options) -> int:
-    driven = int(_DRIVEN)
+    driven = _DRIVEN & ~options.avoid
     if not options.event_idx:
         driven &= ~VirtioFeature.RING_EVENT_IDX
     if not options.indirect:
@@ -190,6 +196,14 @@ def share(link: Link, ram: GuestRam, *, slots: bool) -> Exchange[None]:
 
     :param slots: with ADD_MEM_REG.
     """
-    region = MemoryRegion(guest_addr=GUEST_BASE, size=ram.size, user_addr=USER_BASE, mmap_offset=0)
-    message = AddMemReg(region) if slots else SetMemTable((region,))
-    yield from link.exchange(message, (ram.fileno(),))
+    regions = tuple(
+        MemoryRegion(
+            guest_addr=gpa, size=ram.region_size, user_addr=ram.user_address(gpa), mmap_offset=offset
+        )
+        for gpa, offset in ram.regions()
+    )
+    if slots or len(regions) > _TABLE_REGIONS:
+        for region in regions:
+            yield from link.exchange(AddMemReg(region), (ram.fileno(),))
+    else:
+        yield from link.exchange(SetMemTable(regions), (ram.fileno(),) * len(regions))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Guest memory of a frontend: one sealed memfd, mapped once, and an allocator for rings and buffers in it."""
+"""Guest memory of a frontend: one sealed memfd, mapped once, and an allocator for rings and buffers in it.
+
+It may be shown to the backend as several regions, with holes between them.
+"""
 
 import bisect
 import fcntl
@@ -15,6 +18,8 @@ GUEST_BASE: Final = 0x4000_0000
 #: this one differs from the guest address in a way that uncovers a backend that mixes the two up.
 USER_BASE: Final = 0x7E00_0000_0000
 
+# Guest-physical bytes between two regions, where there is nothing.
+_HOLE: Final = 0x1_0000
 # Buffers start on a cache line unless asked otherwise, so that no two share one.
 _LINE = 64
 
@@ -36,14 +41,21 @@ class Buffer:
 class GuestRam:
     """Memory that is shared with a backend.
 
-    :param size: bytes, rounded up to whole pages.
+    :param size: bytes, rounded up to whole pages for each region.
+    :param regions: how many regions it has, all of one size. A buffer lies in one of them.
     :raises OSError: the system has no such memory.
     """
 
-    def __init__(self, size: int) -> None:
-        if size <= 0:
-            raise ValueError(f"guest memory of {size} bytes: ask for at least one page ({mmap.PAGESIZE})")
-        self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    def __init__(self, size: int, regions: int = 1) -> None:
+        if size <= 0 or regions <= 0:
+            raise ValueError(
+                f"guest memory of {size} bytes in {regions} regions: a page ({mmap.PAGESIZE}) is the least"
+            )
+        pages = -(-size // (regions * mmap.PAGESIZE))
+        #: Bytes of each region.
+        self.region_size = pages * mmap.PAGESIZE
+        self.size = self.region_size * regions
+        self._stride = self.region_size + (_HOLE if regions > 1 else 0)
         self._fd = os.memfd_create("vhost-guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self._fd, self.size)
@@ -54,8 +66,8 @@ class GuestRam:
             os.close(self._fd)
             raise
         self._view = memoryview(self._map)
-        # Free pieces in order of their offset, none empty, no two adjacent.
-        self._free: list[tuple[int, int]] = [(0, self.size)]
+        # Free pieces in order of their guest address, from the first byte on; none empty, no two adjacent.
+        self._free = [(i * self._stride, self.region_size) for i in range(regions)]
         self._used: dict[int, Buffer] = {}
 
     def fileno(self) -> int:
@@ -66,10 +78,21 @@ class GuestRam:
         """What a message calls the address `gpa` where it wants a front-end virtual address."""
         return gpa - GUEST_BASE + USER_BASE
 
-    def alloc(self, size: int, align: int = _LINE) -> Buffer:
+    @property
+    def end(self) -> int:
+        """Guest-physical address behind the last byte."""
+        return GUEST_BASE + (self.size // self.region_size - 1) * self._stride + self.region_size
+
+    def regions(self) -> list[tuple[int, int]]:
+        """Guest-physical address of each region, and where it begins in the memfd."""
+        count = self.size // self.region_size
+        return [(GUEST_BASE + i * self._stride, i * self.region_size) for i in range(count)]
+
+    def alloc(self, size: int, align: int = _LINE, *, region: int | None = None) -> Buffer:
         """Take a piece of `size` bytes; its contents are what was left there.
 
         :param align: of the guest-physical address, a power of two.
+        :param region: number of the region to take it from, None: the first that has room.
         :raises MemoryError: no free piece is large enough.
         """
         if size <= 0 or align <= 0 or align & (align - 1):
@@ -79,10 +102,12 @@ class GuestRam:
         room = -(-size // _LINE) * _LINE
         for i, (start, length) in enumerate(self._free):
             at = -(-start // align) * align
-            if at + room <= start + length:
+            here = start // self._stride
+            if at + room <= start + length and (region is None or here == region):
                 pieces = ((start, at - start), (at + room, start + length - at - room))
                 self._free[i : i + 1] = [piece for piece in pieces if piece[1]]
-                buffer = Buffer(GUEST_BASE + at, size, self._view[at : at + size])
+                offset = at - here * (self._stride - self.region_size)
+                buffer = Buffer(GUEST_BASE + at, size, self._view[offset : offset + size])
                 self._used[at] = buffer
                 return buffer
         largest = max((length for _, length in self._free), default=0)

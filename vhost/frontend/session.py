@@ -57,7 +57,7 @@ class Session:
 
     def __init__(self, target: Target, options: Options) -> None:
         self.options = options
-        self.ram = GuestRam(options.ram_size)
+        self.ram = GuestRam(options.ram_size, options.regions)
         self.negotiated = Negotiated(0, 0, 0, 0, None)
         self.rings: list[Ring] = []
         self.inflight: InflightRegion | None = None
@@ -241,7 +241,7 @@ class Session:
         if not self.negotiated.offered_features & VirtioFeature.LOG_ALL:
             raise LocalProtocolError("the backend does not offer LOG_ALL (virtio feature bit 26)")
         yield from self.reconnecting.settled()
-        log = DirtyLog(self.ram.size)
+        log = DirtyLog(self.ram.end)
         old, self.log = self.log, log
         if old is not None:
             old.close()

@@ -60,7 +60,7 @@ class Vring:
         except BaseException:
             self.close()
             raise
-        self._kick, self.call, self.err = self._events
+        self.kick_fd, self.call, self.err = self._events
 
     def lay_out(self) -> None:
         """Start from scratch: a ring that is at 0, in memory that is all zero."""
@@ -141,7 +141,7 @@ class Vring:
             (self.addresses(), ()),
             (SetVringErr(self.index), (self.err,)),
             (SetVringCall(self.index, not call), (self.call,) if call else ()),
-            (SetVringKick(self.index, not kick), (self._kick,) if kick else ()),
+            (SetVringKick(self.index, not kick), (self.kick_fd,) if kick else ()),
         ]
 
     def addresses(self) -> SetVringAddr:
@@ -157,7 +157,7 @@ class Vring:
     def kick(self) -> None:
         """Tell the device to look at the ring, unless it does so by itself."""
         if self._options.kick:
-            os.eventfd_write(self._kick, 1)
+            os.eventfd_write(self.kick_fd, 1)
 
     def _clear(self) -> None:
         self._driver = None

@@ -9,7 +9,6 @@ from vhost.virtqueue.chain import Chain
 from vhost.virtqueue.driver import DriverQueue
 from vhost.virtqueue.lane import Lane
 from vhost.virtqueue.layout import RingLayout
-from vhost.virtqueue.load import Buffers, Load
 from vhost.virtqueue.queue import Miss, Queue
 
-__all__ = ("Batch", "Buffers", "Chain", "DriverQueue", "Lane", "Load", "Miss", "Queue", "RingLayout")
+__all__ = ("Batch", "Chain", "DriverQueue", "Lane", "Miss", "Queue", "RingLayout")
