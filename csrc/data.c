@@ -40,25 +40,62 @@ uint64_t vh_scatter(const struct vh_iov *iov, uint32_t n, uint64_t skip, const v
 }
 
 /*
- * Deal a buffer out over the writable parts of all popped chains, in order. A chain is done when it got at least
- * a byte, or has no room for any. Returns the number of bytes dealt.
+ * Deal a buffer out over the writable parts of all popped chains, in order: to each what sizes[] says, NULL: all that
+ * there is room for. A chain is done when it got that, or at least a byte, or has no room for any. Returns the number
+ * of bytes dealt.
  */
-uint64_t vh_batch_scatter(struct vh_batch *b, const void *from, uint64_t len)
+uint64_t vh_batch_scatter(struct vh_batch *b, const void *from, uint64_t len, const uint64_t *sizes)
 {
     uint64_t done = 0;
 
     for (uint32_t i = 0; i < b->n; i++) {
         struct vh_chain *c = &b->chain[i];
-        uint64_t got;
+        uint64_t most = len - done, got;
 
         if (c->state != VH_POPPED)
             continue;
-        got = vh_scatter(&b->iov[c->iov + c->n_read], c->n_write, 0, (const char *)from + done, len - done);
-        if (!got && c->write_len)
+        if (sizes && sizes[i] < most)
+            most = sizes[i];
+        got = vh_scatter(&b->iov[c->iov + c->n_read], c->n_write, 0, (const char *)from + done, most);
+        if (!got && c->write_len && !(sizes && !sizes[i]))
             break;
         c->written = (uint32_t)got;
         c->state = VH_DONE;
         done += got;
     }
     return done;
+}
+
+/* The first `width` bytes of the readable part of every chain, a row for each; what is missing is left as it is. */
+void vh_batch_gather(const struct vh_batch *b, void *to, uint64_t width)
+{
+    for (uint32_t i = 0; i < b->n; i++)
+        vh_gather(&b->iov[b->chain[i].iov], b->chain[i].n_read, 0, (char *)to + i * width, width);
+}
+
+/* Bytes in the readable and in the writable part of every chain. */
+void vh_batch_sizes(const struct vh_batch *b, uint64_t *readable, uint64_t *writable)
+{
+    for (uint32_t i = 0; i < b->n; i++) {
+        readable[i] = b->chain[i].read_len;
+        writable[i] = b->chain[i].write_len;
+    }
+}
+
+uint64_t vh_batch_readable(const struct vh_batch *b)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; i < b->n; i++)
+        sum += b->chain[i].read_len;
+    return sum;
+}
+
+uint64_t vh_batch_writable(const struct vh_batch *b)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; i < b->n; i++)
+        sum += b->chain[i].write_len;
+    return sum;
 }

@@ -3,6 +3,7 @@
 
 import os
 import struct
+from array import array
 
 import pytest
 
@@ -150,6 +151,41 @@ def test_batch_scatter_completes_what_it_fills() -> None:
     batch.push()
     assert g.used() == [(0, 10), (3, 0), (1, 15), (2, 0)]
     assert g.get(DATA, 10) + g.get(DATA + 64, 15) == bytes(range(25))
+    g.close()
+
+
+def test_batch_as_arrays() -> None:
+    g = Guest()
+    for i, text in enumerate((b"\x01abc", b"\x02", b"\x03defghi")):
+        g.put(DATA + 64 * i, text)
+        g.desc(2 * i, DATA + 64 * i, len(text), NEXT, 2 * i + 1)
+        g.desc(2 * i + 1, DATA + 0x1000 + 64 * i, 4 * i, WRITE)
+    g.offer(0, 2, 4)
+    batch = g.queue.pop()
+    readable, writable = batch.sizes()
+    assert (list(readable), list(writable)) == ([4, 1, 7], [0, 4, 8])
+    assert batch.gather(3) == b"\x01ab\x02\0\0\x03de"
+    with pytest.raises(DeviceError, match="2 sizes of 8 bytes for 3 chains"):
+        batch.scatter(b"", array("Q", (1, 2)))
+    answers = array("H", (1, 2, 3, 4))
+    assert batch.scatter(answers, array("Q", (0, 2, 6))) == 8
+    batch.push()
+    assert g.used() == [(0, 0), (2, 2), (4, 6)]
+    assert g.get(DATA + 0x1040, 4) == answers.tobytes()[:2] + bytes(2)
+    assert g.get(DATA + 0x1080, 8) == answers.tobytes()[2:] + bytes(2)
+    g.close()
+
+
+def test_sizes_beyond_the_room_of_a_chain() -> None:
+    g = Guest()
+    g.desc(0, DATA, 4, WRITE)
+    g.desc(1, DATA + 64, 4, WRITE)
+    g.offer(0, 1)
+    batch = g.queue.pop()
+    assert batch.scatter(bytes(range(1, 20)), array("Q", (1 << 63, 3))) == 7
+    batch.push()
+    assert g.used() == [(0, 4), (1, 3)]
+    assert g.get(DATA, 4) + g.get(DATA + 64, 4) == bytes((1, 2, 3, 4, 5, 6, 7, 0))
     g.close()
 
 

@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vhost._core import ffi, lib
-from vhost.virtqueue.chain import Buffer, Chain
+from vhost.errors import DeviceError
+from vhost.virtqueue.chain import Chain
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
     from vhost.mem import Deferred, Table
     from vhost.virtqueue.queue import Queue
 
@@ -82,22 +85,49 @@ class Batch:
     @property
     def readable(self) -> int:
         """Bytes in the readable parts of all chains."""
-        chains = self.cdata.chain
-        return sum(chains[i].read_len for i in range(self.cdata.n))
+        return lib.vh_batch_readable(self.cdata)
 
     @property
     def writable(self) -> int:
         """Bytes in the writable parts of all chains."""
-        chains = self.cdata.chain
-        return sum(chains[i].write_len for i in range(self.cdata.n))
+        return lib.vh_batch_writable(self.cdata)
 
-    def scatter(self, data: Buffer) -> int:
-        """Deal ``data`` out over the writable parts in order and complete the chains that got some of it.
+    def sizes(self) -> tuple[memoryview, memoryview]:
+        """Bytes in the readable and in the writable part of each chain: two arrays of format ``Q``."""
+        n = len(self)
+        arrays = ffi.new("uint64_t[]", n), ffi.new("uint64_t[]", n)
+        lib.vh_batch_sizes(self.cdata, *arrays)
+        readable, writable = (memoryview(ffi.buffer(array)).cast("Q") for array in arrays)
+        return readable, writable
 
-        A chain without room is completed empty. Returns the number of bytes dealt; call :meth:`push` after.
+    def gather(self, width: int) -> bytearray:
+        """The first `width` bytes of each chain's readable part: as many rows as chains, zeroes where one is
+        shorter.
+
+        ``numpy.frombuffer(batch.gather(16), dtype)`` are the headers of the requests.
+        """
+        rows = bytearray(len(self) * width)
+        lib.vh_batch_gather(self.cdata, ffi.from_buffer(rows), width)
+        return rows
+
+    def scatter(self, data: "ReadableBuffer", sizes: "ReadableBuffer | None" = None) -> int:
+        """Deal `data` out over the writable parts in order and complete the chains that got some of it.
+
+        A chain without room is completed empty. Call :meth:`push` after.
+
+        :param data: any contiguous buffer: bytes, a memoryview, an array of numpy.
+        :param sizes: bytes for each chain, an array of 8-byte integers, of which a chain takes what it has
+            room for; None: as much as there is room for.
+        :returns: the number of bytes dealt.
+        :raises DeviceError: not as many sizes as chains.
         """
         source = ffi.from_buffer(data)
-        return lib.vh_batch_scatter(self.cdata, source, len(source))
+        if sizes is None:
+            return lib.vh_batch_scatter(self.cdata, source, len(source), ffi.NULL)
+        each = ffi.from_buffer("uint64_t[]", sizes)
+        if len(each) != len(self):
+            raise DeviceError(f"{len(each)} sizes of 8 bytes for {len(self)} chains")
+        return lib.vh_batch_scatter(self.cdata, source, len(source), each)
 
     def keeper(self) -> Keeper:
         """What keeps this batch's memory mapped under views of it, for chains."""
