@@ -37,6 +37,11 @@ static inline void in_program_order(void)
 
 int vh_fail(struct vh_queue *q, enum vh_error error, uint64_t a, uint64_t b);
 
+/* ---- data.c: copies between a flat buffer and pieces ---------------------------------------------------------- */
+
+uint64_t vh_gather(const struct vh_iov *iov, uint32_t n, uint64_t skip, void *to, uint64_t len);
+uint64_t vh_scatter(const struct vh_iov *iov, uint32_t n, uint64_t skip, const void *from, uint64_t len);
+
 /* ---- inflight.c: what is in flight, recorded for who comes after us ----------------------------------------- */
 
 int vh_inflight_recover(struct vh_queue *q);

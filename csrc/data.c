@@ -39,6 +39,36 @@ uint64_t vh_scatter(const struct vh_iov *iov, uint32_t n, uint64_t skip, const v
     return copy(iov, n, skip, (char *)from, len, TO_PIECES);
 }
 
+/* The next bytes of a chain's readable part. Returns the number copied, or -1: the chain is the driver's again. */
+int64_t vh_chain_read(const struct vh_batch *b, const struct vh_chain *c, uint64_t skip, void *to, uint64_t len)
+{
+    if (c->state != VH_POPPED)
+        return -1;
+    return (int64_t)vh_gather(&b->iov[c->iov], c->n_read, skip, to, len);
+}
+
+int64_t vh_chain_write(const struct vh_batch *b, struct vh_chain *c, uint64_t skip, const char *from, uint64_t len)
+{
+    uint64_t n, end;
+
+    if (c->state != VH_POPPED)
+        return -1;
+    n = vh_scatter(&b->iov[c->iov + c->n_read], c->n_write, skip, from, len);
+    end = skip + n < UINT32_MAX ? skip + n : UINT32_MAX;
+    if (n && end > c->written)
+        c->written = (uint32_t)end;
+    return (int64_t)n;
+}
+
+/* It is complete. Returns -1 if it was before. */
+int vh_chain_done(struct vh_chain *c)
+{
+    if (c->state != VH_POPPED)
+        return -1;
+    c->state = VH_DONE;
+    return 0;
+}
+
 /*
  * Deal a buffer out over the writable parts of all popped chains, in order: to each what sizes[] says, NULL: all that
  * there is room for. A chain is done when it got that, or at least a byte, or has no room for any. Returns the number

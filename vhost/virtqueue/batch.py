@@ -36,16 +36,17 @@ class Batch:
     """Up to as many chains as ``Queue.pop`` was asked for; false when there were none.
 
     It keeps the memory it points into mapped until its last chain is pushed. ``cdata`` is the
-    ``struct vh_batch`` for data paths in C.
+    ``struct vh_batch`` for data paths in C, and ``chains`` its array of ``struct vh_chain``.
     """
 
-    __slots__ = ("_keep", "_keeper", "_queue", "cdata", "mapped", "table")
+    __slots__ = ("_keep", "_keeper", "_queue", "cdata", "chains", "mapped", "table")
 
     def __init__(self, queue: "Queue", chains: int, pieces: int, deferred: int = 0, index: int = 0) -> None:
         self._queue = queue
         chain, iov = _new("struct vh_chain[]", chains), _new("struct vh_iov[]", pieces)
         log, defer = _new("uint64_t[]", pieces), _new("struct vh_defer[]", deferred)
-        self._keep: tuple[Any, ...] = (chain, iov, log, defer)
+        self._keep: tuple[Any, ...] = (iov, log, defer)
+        self.chains = chain
         self.cdata = ffi.new(
             "struct vh_batch *",
             {
@@ -77,7 +78,7 @@ class Batch:
 
     def left(self) -> Iterator[Chain]:
         """The chains that are still the device's, after a data path in C has completed the others."""
-        chains = self.cdata.chain
+        chains = self.chains
         for index in range(self.cdata.n):
             if chains[index].state == lib.VH_POPPED:
                 yield Chain(self, index)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ("Buffer", "Chain")
 
+_COMPLETE = "this chain is complete; its buffers belong to the driver again"
+
 #: What data is taken from and copied to.
 Buffer = bytes | bytearray | memoryview
 
@@ -29,10 +31,10 @@ class Chain:
 
     def __init__(self, batch: "Batch", index: int) -> None:
         self._batch = batch
-        self._c = batch.cdata.chain[index]
+        self._c = batch.chains + index
         self._read_at = 0
         self._write_at = 0
-        self._views: list[memoryview] = []
+        self._views: list[memoryview] | None = None
 
     @property
     def head(self) -> int:
@@ -61,7 +63,6 @@ class Chain:
 
     def read(self, n: int = -1) -> bytes:
         """The next ``n`` bytes of the readable part, all that is left if negative; fewer at its end."""
-        self._check()
         left = self.readable - self._read_at
         data = bytearray(left if n < 0 else min(n, left))
         self.readinto(data)
@@ -69,10 +70,10 @@ class Chain:
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
         """Fill ``buffer`` with the next bytes of the readable part; returns how many there were."""
-        self._check()
         to = ffi.from_buffer(buffer, require_writable=True)
-        pieces = self._batch.cdata.iov + self._c.iov
-        n = lib.vh_gather(pieces, self._c.n_read, self._read_at, to, len(to))
+        n = lib.vh_chain_read(self._batch.cdata, self._c, self._read_at, to, len(to))
+        if n < 0:
+            raise DeviceError(_COMPLETE)
         self._read_at += n
         return n
 
@@ -87,14 +88,12 @@ class Chain:
 
         The used length becomes the end of what was written last, or stays if it is larger.
         """
-        self._check()
         if offset < 0:
             raise ValueError(f"offset {offset}: the writable part begins at 0")
-        source = ffi.from_buffer(data)
-        pieces = self._batch.cdata.iov + self._c.iov + self._c.n_read
-        n = lib.vh_scatter(pieces, self._c.n_write, offset, source, len(source))
-        if n:
-            self.wrote(offset + n)
+        source = data if type(data) is bytes else ffi.from_buffer(data)
+        n = lib.vh_chain_write(self._batch.cdata, self._c, offset, source, len(source))
+        if n < 0:
+            raise DeviceError(_COMPLETE)
         return n
 
     def readable_iov(self, start: int = 0, n: int | None = None) -> list[memoryview]:
@@ -130,20 +129,25 @@ class Chain:
 
         :raises DeviceError: it was pushed already, or a view of it is still exported.
         """
-        self._check()
-        for view in self._views:
+        if self._views:
+            self._check()
+            self._release(self._views)
+        if lib.vh_chain_done(self._c) < 0:
+            raise DeviceError(_COMPLETE)
+
+    def _release(self, views: list[memoryview]) -> None:
+        for view in views:
             try:
                 view.release()
             except BufferError as e:
                 raise DeviceError(
                     f"chain {self.head} is complete, but something still holds a view of it"
                 ) from e
-        self._views.clear()
-        self._c.state = lib.VH_DONE
+        views.clear()
 
     def _check(self) -> None:
         if self._c.state != lib.VH_POPPED:
-            raise DeviceError("this chain is complete; its buffers belong to the driver again")
+            raise DeviceError(_COMPLETE)
 
     def _slice(
         self, first: int, count: int, start: int, n: int | None, *, writable: bool
@@ -164,5 +168,5 @@ class Chain:
             views.append(view if writable else view.toreadonly())
             left = None if left is None else left - take
             start = 0
-        self._views += views
-        return views
+        self._views = views if self._views is None else self._views + views
+        return list(views)
