@@ -19,6 +19,7 @@ from typing import Any
 import vhost
 from pyxenctrl import gnttab
 from vhost.devices.blk import Blk
+from vhost.devices.image import Image
 from vhost.mem import GuestMemory
 from vhost.mem.xen import XenMemory
 
@@ -94,7 +95,8 @@ def main(mode: str, listener: str, image: str, file: str) -> None:
     """The measured process."""
     counts = shared_counts(Path(file))
     count_calls(counts)
-    vhost.serve(Blk(image), fd=int(listener), memory=partial(memory, mode, counts))
+    disk = Image(image, lock=False)  # all that are compared serve the same one
+    vhost.serve(Blk(disk), fd=int(listener), memory=partial(memory, mode, counts))
 
 
 class Served:
