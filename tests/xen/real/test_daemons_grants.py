@@ -86,7 +86,7 @@ def test_a_disk_full_of_data(control: Control, blk: Watch, image: Path) -> None:
 def running_caching(folder: Path, image: Path) -> Iterator[Watch]:
     work = folder / "caching"
     work.mkdir()
-    options = "--blk-file", image, "--no-lock", "--grant-cache", str(LIMIT)  # the image is the other daemon's too
+    options = "--blk-file", image, "--no-lock", "--grant-cache", str(LIMIT)  # another daemon has it too
     with watched("vhost-blk", *options, work=work) as watch:
         yield watch
 
