@@ -5,6 +5,7 @@ The core has to be built with ``VHOST_CFLAGS="-fsanitize=address,undefined -fno-
 the compiler that ``CC`` names (gcc by default). Arguments are pytest's.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -21,7 +22,17 @@ def library(name: str) -> str:
     return str(path)
 
 
+def check_core() -> None:
+    """The core is not loaded for this: it cannot be, without the libraries."""
+    package = importlib.util.find_spec("vhost")
+    assert package is not None and package.origin is not None
+    (core,) = Path(package.origin).parent.glob("_core.*.so")
+    if b"__asan_init" not in core.read_bytes():
+        sys.exit(f"{core} is not instrumented")
+
+
 if __name__ == "__main__":
+    check_core()
     os.environ["LD_PRELOAD"] = " ".join(map(library, ("libasan.so", "libubsan.so")))
     # Python never frees all it has; SIGBUS is the core's own business.
     os.environ["ASAN_OPTIONS"] = "detect_leaks=0:handle_sigbus=0"
