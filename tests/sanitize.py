@@ -25,8 +25,10 @@ def library(name: str) -> str:
 def check_core() -> None:
     """The core is not loaded for this: it cannot be, without the libraries."""
     package = importlib.util.find_spec("vhost")
-    assert package is not None and package.origin is not None
-    (core,) = Path(package.origin).parent.glob("_core.*.so")
+    assert package is not None
+    (core,) = (
+        path for place in package.submodule_search_locations or () for path in Path(place).glob("_core.*.so")
+    )
     if b"__asan_init" not in core.read_bytes():
         sys.exit(f"{core} is not instrumented")
 
