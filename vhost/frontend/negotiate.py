@@ -145,7 +145,8 @@ def negotiate(link: Link, options: Options) -> Exchange[Negotiated]:
     num_queues = None
     if protocol & ProtocolFeature.MQ:
         num_queues = yield from link.ask(GetQueueNum())
-        if options.queues > num_queues:
+        # A network device counts pairs, and nothing says what a device is: what is too many for others it refuses.
+        if options.queues > 2 * num_queues:
             raise LocalProtocolError(f"{options.queues} queues wanted, but the backend has {num_queues}")
     yield from link.exchange(SetFeatures(features))
     return Negotiated(offered, features, offered_protocol, protocol, num_queues)
