@@ -27,6 +27,8 @@ API = (
     "bench",
     "worker",
     "stream",
+    "net",
+    "switch",
     "sys",
 )
 SOURCES = (
@@ -56,9 +58,21 @@ SOURCES = (
     "bench.c",
     "dirty.c",
     "stream.c",
+    "net.c",
+    "pcap.c",
+    "tap.c",
+    "switch.c",
 )
 # The last is ours, the others declare what sys.h names.
-INCLUDES = ("<fcntl.h>", "<sys/mman.h>", "<sys/stat.h>", "<sys/vfs.h>", '"core.h"')
+INCLUDES = (
+    "<fcntl.h>",
+    "<linux/if_tun.h>",
+    "<sys/ioctl.h>",
+    "<sys/mman.h>",
+    "<sys/stat.h>",
+    "<sys/vfs.h>",
+    '"core.h"',
+)
 
 ffi = FFI()
 for name in API:

@@ -22,6 +22,8 @@
 #include "api/bench.h"
 #include "api/worker.h"
 #include "api/stream.h"
+#include "api/net.h"
+#include "api/switch.h"
 
 #include "mem_find.h"
 
@@ -36,6 +38,8 @@ static inline void in_program_order(void)
 }
 
 int vh_fail(struct vh_queue *q, enum vh_error error, uint64_t a, uint64_t b);
+/* Put back the chains of a batch from `first` on, which are the newest that were taken. */
+void vh_put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first);
 
 /* ---- data.c: copies between a flat buffer and pieces ---------------------------------------------------------- */
 

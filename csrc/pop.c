@@ -281,7 +281,7 @@ int vh_pop(struct vh_queue *q, struct vh_batch *b, uint32_t max)
 }
 
 /* Put back the chains from `first` on, which nobody has seen yet and which are the newest. */
-static void put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first)
+void vh_put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first)
 {
     for (uint32_t i = b->n; i-- > first;) {
         const struct vh_chain *c = &b->chain[i];
@@ -306,7 +306,7 @@ static void put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first)
 
 void vh_unpop(struct vh_queue *q, struct vh_batch *b)
 {
-    put_back(q, b, 0);
+    vh_put_back(q, b, 0);
 }
 
 /* Bring the pieces of a chain to the end of iov[], where its table's pieces can follow them. */
@@ -365,6 +365,6 @@ int vh_expand(struct vh_queue *q, struct vh_batch *b)
             b->defer[kept++] = b->defer[i];
     b->n_defer = kept;
     b->n_tables = 0;
-    put_back(q, b, n);
+    vh_put_back(q, b, n);
     return (int)n;
 }

@@ -177,6 +177,8 @@ static bool ask_for_kicks(struct vh_worker *w)
 
         if (l->off)
             continue;
+        if (l->path && !l->path->serve && !l->path->starved)
+            continue; /* it has chains, and waits for something to put into them */
         if (l->declined) {
             /* What came while the device had its look it has not declined. */
             vh_kicks_past(l->queue);

@@ -95,7 +95,8 @@ def standing_answers(features: int, protocol: int, agreed: int, queues: int, slo
     """The answers that do not change while these numbers do not.
 
     :param features: virtio features on offer; :param protocol: protocol features on offer.
-    :param agreed: protocol features in use; :param queues: of the device; :param slots: of its memory.
+    :param agreed: protocol features in use; :param queues: the answer to GET_QUEUE_NUM.
+    :param slots: of its memory.
     """
     answers: list[tuple[Message, int]] = [
         (fe.GetFeatures(), features),

@@ -424,7 +424,11 @@ class Ring:
         self._settle()
 
     def _settle(self) -> None:
-        if self._runner is None and self.lane is not None and self.state.enabled and not self.broken:
+        if self._runner is not None or self.lane is None or self.broken:
+            return
+        enabled = self.state.enabled
+        self._device.set_enabled(self.index, enabled)
+        if enabled or self._device.serves_disabled:
             self.lane.cdata.off = 0
             self.lane.cdata.look = 1
             self._runner = self._run(self)

@@ -149,7 +149,7 @@ class Session:
             connection.offered_features,
             connection.offered_protocol_features,
             connection.protocol_features,
-            len(self.rings),
+            len(self.rings) // self.device.queues_per_unit,
             memory.max_regions,
         )
 
@@ -223,7 +223,7 @@ class Session:
 
     @_handles(fe.GetQueueNum, before_owner=True)
     def _get_queue_num(self, _: fe.GetQueueNum, request: Request) -> U64:
-        return U64(len(self.rings))
+        return U64(len(self.rings) // self.device.queues_per_unit)
 
     # ---- owner and reset ----
 

@@ -16,7 +16,8 @@ def main() -> int:
     """The program; returns its exit status."""
     parser = argparse.ArgumentParser(
         "vhost",
-        description="Tools for vhost-user devices. The devices are other programs: vhost-rng, vhost-blk.",
+        description="Tools for vhost-user devices. The devices are other programs: "
+        "vhost-rng, vhost-blk, vhost-net.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show version and build, and exit")

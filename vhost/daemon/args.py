@@ -15,7 +15,7 @@ QEMU, after this program has been started with --socket-path={path}:
   qemu-system-x86_64 ... -m 1G -machine q35,memory-backend=mem \\
     -object memory-backend-memfd,id=mem,size=1G,share=on \\
     -chardev socket,id=c0,path={path} \\
-    -device {device},chardev=c0
+    {device}
 
 The guest's memory must be shared (share=on). Under systemd, socket activation (LISTEN_FDS), Type=notify and
 journal priorities work without options. VHOST_LOG=LOGGER=LEVEL,... sets log levels one by one.
@@ -27,13 +27,18 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def make_parser(
-    prog: str, description: str, *, path: str, device: str, many: bool = False
+    prog: str, description: str, *, path: str, device: str, netdev: str = "", many: bool = False
 ) -> argparse.ArgumentParser:
     """A parser with the common options.
 
     :param path: socket in the QEMU lines of the help, and `device` the QEMU device there.
+    :param netdev: the QEMU network device behind `device`, which has the socket then.
     :param many: offer to serve several sockets.
     """
+    if netdev:
+        device = f"-netdev {netdev},chardev=c0 \\\n    -device {device}"
+    else:
+        device = f"-device {device},chardev=c0"
     parser = argparse.ArgumentParser(
         prog,
         description=description,

@@ -43,6 +43,10 @@ class Device:
     features: int = 0
     #: The most descriptors of a chain, None: the size of the ring, as the specification says.
     max_chain: int | None = None
+    #: How many queues GET_QUEUE_NUM counts as one: front-ends of network devices count pairs.
+    queues_per_unit: ClassVar[int] = 1
+    #: Whether rings are served while they are disabled too; :meth:`set_enabled` says what they are.
+    serves_disabled: ClassVar[bool] = False
     #: Whether the back-end, and not the front-end, supplies the configuration space.
     offers_config: bool = False
 
@@ -66,6 +70,12 @@ class Device:
 
     def start(self, queue: Queue) -> None:
         """The ring of `queue` has started; :meth:`handle` follows as soon as it is enabled."""
+
+    def set_enabled(self, index: int, enabled: bool) -> None:
+        """The started ring `index` is enabled or disabled; it is not served while this runs.
+
+        What the driver puts into a disabled ring must have no effect.
+        """
 
     def stop(self, index: int) -> None:
         """The ring `index` has stopped; its queue will not be seen again."""

@@ -145,7 +145,7 @@ def negotiate(link: Link, options: Options) -> Exchange[Negotiated]:
     num_queues = None
     if protocol & ProtocolFeature.MQ:
         num_queues = yield from link.ask(GetQueueNum())
-        # A network device counts pairs, and nothing says that it is one; others refuse what is too many.
+        # Network devices count pairs, and nothing says what a device is: it refuses what is too many.
         if options.queues > 2 * num_queues:
             raise LocalProtocolError(f"{options.queues} queues wanted, but the backend has {num_queues}")
     yield from link.exchange(SetFeatures(features))

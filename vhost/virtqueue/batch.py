@@ -64,6 +64,11 @@ class Batch:
         self.mapped: Deferred | None = None
         self._keeper: Keeper | None = None
 
+    @property
+    def index(self) -> int:
+        """Number of the queue."""
+        return self._queue.index
+
     def __len__(self) -> int:
         return int(self.cdata.n)
 

@@ -42,6 +42,11 @@ class Chain:
         return int(self._c.head)
 
     @property
+    def queue(self) -> int:
+        """Number of the queue it came from."""
+        return self._batch.index
+
+    @property
     def readable(self) -> int:
         """Bytes in the part that the device reads."""
         return int(self._c.read_len)

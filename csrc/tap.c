@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/* TAP interfaces: frames and their headers between guest memory and the kernel, without a copy of ours. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <limits.h>
+
+#include "net.h"
+
+/* The most pieces of one read: those of a batch full of chains, and the spare one. */
+enum { READ_IOV = 256 };
+/* Reads in one go: those that bring nothing for the guest count too. */
+enum { READ_TRIES = 256 };
+
+static uint32_t tap_send(struct vh_net *n, struct vh_batch *b)
+{
+    const struct vh_net_tap *t = (const struct vh_net_tap *)n;
+
+    for (uint32_t i = 0; i < b->n; i++) {
+        struct vh_chain *c = &b->chain[i];
+        struct frame f;
+        ssize_t wrote = -1;
+
+        c->state = VH_DONE;
+        if (!frame_of(n, b, c, &f) || f.n > IOV_MAX) {
+            n->malformed++;
+            continue;
+        }
+        do
+            wrote = writev(t->fd, (const struct iovec *)f.iov, (int)f.n);
+        while (wrote < 0 && errno == EINTR);
+        if (wrote >= 0) {
+            n->frames++;
+            n->bytes += f.len;
+        } else if (errno == EINVAL || errno == EFAULT)
+            n->malformed++; /* the kernel looks at the header and at the packet's size */
+        else
+            n->dropped++; /* the interface is down, or its queue is full */
+    }
+    return 0;
+}
+
+/* The writable pieces of chains from n->from on, until there is room for a frame, and one byte more. */
+static int room_for_one(const struct vh_net_tap *t, const struct vh_batch *b, struct iovec *iov, uint64_t *room)
+{
+    static uint8_t spare;
+    uint32_t n = 0;
+
+    *room = 0;
+    for (uint32_t i = t->net.from; i < b->n && *room < t->need; i++) {
+        const struct vh_chain *c = &b->chain[i];
+        const struct vh_iov *piece = &b->iov[c->iov + c->n_read];
+
+        if (n + c->n_write >= READ_IOV)
+            break;
+        for (uint32_t k = 0; k < c->n_write; k++)
+            iov[n++] = (struct iovec){piece[k].base, piece[k].len};
+        *room += c->write_len;
+        if (!t->net.merge)
+            break;
+    }
+    iov[n++] = (struct iovec){&spare, 1};
+    return (int)n;
+}
+
+static uint32_t tap_receive(struct vh_net *n, const struct vh_queue *q, struct vh_batch *b)
+{
+    const struct vh_net_tap *t = (const struct vh_net_tap *)n;
+    struct iovec iov[READ_IOV];
+    uint32_t first = n->from;
+
+    for (uint32_t tries = 0; n->from < b->n && tries < READ_TRIES; tries++) {
+        uint64_t room;
+        uint32_t count;
+        int pieces = room_for_one(t, b, iov, &room);
+        ssize_t got;
+
+        /* A frame longer than its room is cut off by the kernel: rather wait for more of it, if it will come. */
+        if (room < t->need && n->merge && !that_is_all(n, q, b)) {
+            n->hungry = 1;
+            break;
+        }
+        got = readv(t->fd, iov, pieces);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0 && errno == EFAULT) { /* the guest's memory has gone, and the frame with it */
+            n->dropped++;
+            continue;
+        }
+        if (got < 0) {
+            if (errno != EAGAIN)
+                n->path.event_fd = -1; /* the interface is gone, and would be readable for ever */
+            break;
+        }
+        if (got < (ssize_t)(n->header + VH_NET_FRAME_MIN))
+            continue;
+        count = vh_net_room(n, b, n->from, (uint64_t)got);
+        if ((uint64_t)got > room || !count)
+            n->dropped++;
+        else
+            vh_net_complete(n, b, count, (uint64_t)got);
+    }
+    if (n->from == b->n)
+        n->hungry = 1;
+    return n->from - first;
+}
+
+void vh_net_tap_send(struct vh_net_tap *t)
+{
+    vh_net_sends(&t->net, tap_send);
+}
+
+void vh_net_tap_receive(struct vh_net_tap *t)
+{
+    vh_net_receives(&t->net, tap_receive);
+    t->net.path.event_fd = t->fd;
+}

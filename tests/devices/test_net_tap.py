@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""A TAP interface as the network of a guest; needs the right to make one."""
+
+import fcntl
+import os
+import random
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from vhost.devices.net import Net
+from vhost.devices.tap import Tap
+from vhost.errors import DeviceError
+from vhost.virtio.net import Gso, HeaderFlag, NetFeature, NetHeader
+
+from .net_guest import PLAIN, Guest, Received
+from .test_net_responder import total
+
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+SIOCSIFMTU = 0x8922
+GUEST, HOST = b"\x02\0\0\0\0\x0a", b"\x02\0\0\0\0\x0b"
+
+
+def may_make_taps() -> bool:
+    with suppress(OSError):
+        Tap("vhosttest%d").close()
+        return True
+    return False
+
+
+pytestmark = [
+    pytest.mark.usefixtures("unix_build"),
+    pytest.mark.skipif(not may_make_taps(), reason="needs /dev/net/tun and CAP_NET_ADMIN"),
+]
+
+
+def frame(size: int, to: bytes = b"\xff" * 6, source: bytes = GUEST, seed: int = 1) -> bytes:
+    return to + source + b"\x88\xb5" + random.Random(seed).randbytes(size - 14)
+
+
+class Wire:
+    """The host's side of an interface: brings it up, sends to it and receives what comes out of it."""
+
+    def __init__(self, name: str, mtu: int = 1500) -> None:
+        with socket.socket() as control:
+            fcntl.ioctl(control, SIOCSIFMTU, struct.pack("16si", name.encode(), mtu))
+            request = struct.pack("16sh14x", name.encode(), 0)
+            (flags,) = struct.unpack_from("h", fcntl.ioctl(control, SIOCGIFFLAGS, request), 16)
+            fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh14x", name.encode(), flags | IFF_UP))
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
+        self.socket.bind((name, 0x88B5))
+        self.socket.settimeout(30)
+
+    def receive(self) -> bytes:
+        """The next frame from the guest; what this side has sent does not count."""
+        while True:
+            data, address = self.socket.recvfrom(70000)
+            if address[2] != socket.PACKET_OUTGOING:
+                return data
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[..., tuple[Guest, Wire]]]:
+    """Makes a guest and the other end of its cable."""
+    made: list[tuple[Guest, Wire]] = []
+
+    def make(*, features: int = PLAIN, packed: bool = False, mtu: int = 1500) -> tuple[Guest, Wire]:
+        tap = Tap("vhosttest%d")
+        guest = Guest(Net(tap), packed=packed, features=features)
+        made.append((guest, Wire(tap.name, mtu)))
+        return made[-1]
+
+    yield make
+    for guest, wire in made:
+        guest.close()
+        guest.net.close()
+        wire.socket.close()
+
+
+def wait_for(guest: Guest, count: int) -> list[bytes]:
+    """Frames of this test that the guest receives; others, of the host's own, may come too."""
+    got: list[bytes] = []
+    end = time.monotonic() + 30
+    while len(got) < count:
+        assert time.monotonic() < end
+        got += [each for each in guest.frames() if each[12:14] == b"\x88\xb5"]
+    return got
+
+
+@pytest.mark.parametrize("features", [PLAIN, 0, 1 << 32])
+@pytest.mark.parametrize("packed", [False, True])
+def test_frames_both_ways(pair: Callable[..., tuple[Guest, Wire]], features: int, packed: bool) -> None:
+    guest, wire = pair(features=features, packed=packed)
+    guest.offer(*[2048] * 100)
+    for turn in range(20):
+        guest.send(frame(60 + 70 * turn, seed=turn))
+        assert wire.receive() == frame(60 + 70 * turn, seed=turn)
+        wire.socket.send(frame(1500 - 70 * turn, GUEST, HOST, turn))
+    assert wait_for(guest, 20) == [frame(1500 - 70 * turn, GUEST, HOST, turn) for turn in range(20)]
+
+
+def test_a_frame_over_several_buffers(pair: Callable[..., tuple[Guest, Wire]]) -> None:
+    guest, wire = pair()
+    guest.offer(*[700] * 128)
+    wire.socket.send(frame(1500, GUEST, HOST))
+    while not (got := [each for each in guest.received() if each.frame[12:14] == b"\x88\xb5"]):
+        pass
+    assert got[0].frame == frame(1500, GUEST, HOST)
+    assert got[0].header.num_buffers == 3
+    assert got[0].lengths == [700, 700, 112]
+
+
+def test_a_frame_that_does_not_fit_is_dropped(pair: Callable[..., tuple[Guest, Wire]]) -> None:
+    guest, wire = pair(features=1 << 32)
+    guest.careless = True
+    guest.offer(*[200] * 100)
+    wire.socket.send(frame(1000, GUEST, HOST))
+    wire.socket.send(frame(100, GUEST, HOST))
+    assert wait_for(guest, 1) == [frame(100, GUEST, HOST)]
+    assert guest.counts(0).dropped >= 1
+
+
+def test_headers_that_the_kernel_refuses_are_counted(pair: Callable[..., tuple[Guest, Wire]]) -> None:
+    guest, wire = pair()
+    guest.send(frame(64), header=NetHeader(0, 0x7F, 0, 100))
+    guest.send(frame(64), header=NetHeader(HeaderFlag.NEEDS_CSUM, 0, 0, 0, 60, 60))
+    guest.send_raw(bytes(12))
+    guest.send(frame(70))
+    assert wire.receive() == frame(70)
+    assert guest.counts(1).malformed == 3
+
+
+def test_an_interface_that_is_down_drops() -> None:
+    guest = Guest(Net(Tap("vhosttest%d")))
+    guest.send(frame(64))
+    assert guest.counts(1).dropped == 1
+    guest.close()
+    guest.net.close()
+
+
+def test_offloads_on_offer() -> None:
+    net = Net(Tap("vhosttest%d"))
+    wanted = NetFeature.CSUM | NetFeature.GUEST_CSUM | NetFeature.HOST_TSO4 | NetFeature.GUEST_TSO4
+    assert wanted in NetFeature(net.features)
+    net.close()
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+def test_segments_and_checksums_only_for_drivers_that_accept_them(
+    pair: Callable[..., tuple[Guest, Wire]], accepts: bool
+) -> None:
+    more = NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 if accepts else NetFeature(0)
+    guest, _ = pair(features=PLAIN | more)
+    guest.offer(*[4096] * 120)
+    # The host sends a large TCP segment through its own stack, which leaves the work to us if it may.
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.bind((guest.net._network.name, 0))  # type: ignore[attr-defined]
+        sender.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
+        size = 4000
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40 + size, 1, 0, 64, 6, 0, b"\x0a\0\0\1", b"\x0a\0\0\2")
+        pseudo = total(ip[12:] + struct.pack("!HH", 6, 20 + size))
+        tcp = struct.pack("!HHIIBBHHH", 1000, 2000, 1, 1, 0x50, 0x10, 1000, pseudo, 0)
+        head = struct.pack("=BBHHHH", HeaderFlag.NEEDS_CSUM, Gso.TCPV4, 54, 1000, 34, 16)
+        sender.send(head + GUEST + HOST + b"\x08\0" + ip + tcp + bytes(size))
+    got: list[Received] = []
+    end = time.monotonic() + 30
+    while sum(len(each.frame) - 54 for each in got) < size:
+        assert time.monotonic() < end
+        got += [each for each in guest.received() if each.frame[12:14] == b"\x08\0" and each.frame[23] == 6]
+    if accepts:
+        (whole,) = got
+        assert (whole.header.flags, whole.header.gso_type) == (HeaderFlag.NEEDS_CSUM, Gso.TCPV4)
+        assert whole.header[3:6] == (1000, 34, 16)
+        assert len(whole.frame) == 54 + size
+    else:
+        assert [len(each.frame) for each in got] == [1054] * 4
+        for each in got:
+            assert (each.header.flags & HeaderFlag.NEEDS_CSUM, each.header.gso_type) == (0, 0)
+            ends = each.frame[26:34] + struct.pack("!HH", 6, len(each.frame) - 34)
+            assert total(ends + each.frame[34:]) == 0xFFFF
+
+
+def test_queues_of_an_interface() -> None:
+    tap = Tap("vhosttest%d", pairs=2)
+    net = Net(tap)
+    assert net.num_queues == 4
+    guest = Guest(net, enabled=1)
+    wire = Wire(tap.name)
+    guest.offer(*[2048] * 100)
+    for seed in range(50):  # would be spread over all queues that are attached
+        wire.socket.send(frame(100, GUEST, HOST, seed))
+    assert wait_for(guest, 50) == [frame(100, GUEST, HOST, seed) for seed in range(50)]
+    guest.close()
+    wire.socket.close()
+    net.close()
+
+
+def test_descriptors_in_place_of_a_name() -> None:
+    made = Tap("vhosttest%d")
+    assert Tap(fds=[os.dup(made._fds[0])]).name == made.name
+    made.close()
+    with pytest.raises(DeviceError, match="is no TAP interface"):
+        Tap(fds=[os.open("/dev/null", os.O_RDWR)])
+
+
+def test_names_that_are_none() -> None:
+    for name in ("", "x" * 16):
+        with pytest.raises(DeviceError, match="1 to 15 bytes"):
+            Tap(name)
+    tap = Tap("vhosttest%d")
+    with pytest.raises(OSError, match=f"TAP interface {tap.name}: Device or resource busy"):
+        Tap(tap.name)
+    tap.close()
+    with pytest.raises(OSError, match="TAP interface lo: "):
+        Tap("lo")
+
+
+def test_an_interface_that_is_deleted_does_not_keep_the_worker_busy(
+    pair: Callable[..., tuple[Guest, Wire]],
+) -> None:
+    guest, _ = pair()
+    guest.offer(2048)
+    guest.frames()
+    tap = guest.net._network
+    assert isinstance(tap, Tap)
+    _delete(tap.name)
+    assert select.select([tap._fds[0]], [], [], 30)[0]  # readable from now on
+    guest.frames()
+    assert guest._rings[0].lane.event_fd == -1
+    guest.send(frame(64))
+    assert guest.counts(1).dropped == 1
+    guest.net.reset()  # the next guest has a cable that ends nowhere
+
+
+def _delete(name: str) -> None:
+    # RTM_DELLINK, as "ip link delete" does it.
+    index = socket.if_nametoindex(name)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
+        body = struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
+        netlink.send(struct.pack("IHHII", 16 + len(body), 17, 5, 1, 0) + body)
+        (error,) = struct.unpack_from("i", netlink.recv(4096), 16)
+        assert error == 0, os.strerror(-error)
