@@ -48,9 +48,13 @@ uint32_t vh_net_room(const struct vh_net *n, const struct vh_batch *b, uint32_t 
  */
 static inline bool that_is_all(const struct vh_net *n, const struct vh_queue *q, const struct vh_batch *b)
 {
-    uint32_t have = b->n - n->from;
+    uint32_t have = b->n - n->from, descs = 0;
 
-    return have >= b->cap || have >= (q->num + 1) / 2 || (q->features & VH_F_TRANSLATED);
+    if (have >= b->cap || have >= (q->num + 1) / 2 || (q->features & VH_F_TRANSLATED))
+        return true;
+    for (uint32_t i = n->from; i < b->n; i++)
+        descs += b->chain[i].descs;
+    return descs >= (q->num + 1) / 2;
 }
 
 void vh_net_sends(struct vh_net *n, uint32_t (*send)(struct vh_net *n, struct vh_batch *b));

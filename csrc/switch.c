@@ -101,6 +101,20 @@ static void replace(const struct vh_switch *s, struct vh_mac *m, uint64_t old, u
     count(s, new, 1);
 }
 
+/* Forget the silent stations of a port, if that was not done this second. Returns whether it may have another. */
+static bool sweep(const struct vh_switch *s, uint32_t port, uint32_t now)
+{
+    if (__atomic_exchange_n(&s->port[port].swept, now, __ATOMIC_RELAXED) == now)
+        return false;
+    for (uint32_t i = 0; i < s->buckets * WAYS; i++) {
+        uint64_t key = __atomic_load_n(&s->station[i].key, __ATOMIC_RELAXED);
+
+        if (key && (key & 0xffff) - 1 == port && stale(s, &s->station[i], now))
+            replace(s, &s->station[i], key, 0, now);
+    }
+    return __atomic_load_n(&s->port[port].addresses, __ATOMIC_RELAXED) < s->quota;
+}
+
 /*
  * A station has sent. It takes the place of a silent one; a guest that invents addresses does not get more than
  * its quota, and none of another's.
@@ -128,8 +142,15 @@ static void learn(const struct vh_switch *s, uint64_t mac, uint32_t port, uint32
             old = key;
         }
     }
-    if (place && __atomic_load_n(&s->port[port].addresses, __ATOMIC_RELAXED) < s->quota)
-        replace(s, place, old, new, now);
+    if (!place)
+        return;
+    if (__atomic_load_n(&s->port[port].addresses, __ATOMIC_RELAXED) >= s->quota) {
+        if (!sweep(s, port, now))
+            return;
+        if (old && (old & 0xffff) - 1 == port)
+            old = __atomic_load_n(&place->key, __ATOMIC_RELAXED); /* it may be swept too */
+    }
+    replace(s, place, old, new, now);
 }
 
 /* Forget the stations of a port whose guest has gone. */
@@ -234,7 +255,7 @@ static bool forward(struct vh_net_port *p, const struct frame *f, uint32_t now)
 }
 
 /* Nothing but the frame itself was negotiated; a header that says more is not the guest's to write. */
-static bool plain(const struct vh_net *n, const struct vh_batch *b, const struct vh_chain *c)
+static bool plain(const struct vh_batch *b, const struct vh_chain *c)
 {
     uint8_t header[2];
 
@@ -253,7 +274,7 @@ static uint32_t port_send(struct vh_net *n, struct vh_batch *b)
 
         if (c->state != VH_POPPED)
             continue;
-        if (!frame_of(n, b, c, &f) || !plain(n, b, c)) {
+        if (!frame_of(n, b, c, &f) || !plain(b, c)) {
             n->malformed++;
             c->state = VH_DONE;
             continue;

@@ -6,7 +6,7 @@
 
 #include "net.h"
 
-/* The most pieces of one read: those of a batch full of chains, and the spare one. */
+/* The most pieces of one read: those of a batch full of chains, and one of ours. */
 enum { READ_IOV = 256 };
 /* Reads in one go: those that bring nothing for the guest count too. */
 enum { READ_TRIES = 256 };
@@ -39,10 +39,10 @@ static uint32_t tap_send(struct vh_net *n, struct vh_batch *b)
     return 0;
 }
 
-/* The writable pieces of chains from n->from on, until there is room for a frame, and one byte more. */
+/* The writable pieces of chains from n->from on, until there is room for a frame, and memory of ours for the rest. */
 static int room_for_one(const struct vh_net_tap *t, const struct vh_batch *b, struct iovec *iov, uint64_t *room)
 {
-    static uint8_t spare;
+    uint64_t mine;
     uint32_t n = 0;
 
     *room = 0;
@@ -58,27 +58,64 @@ static int room_for_one(const struct vh_net_tap *t, const struct vh_batch *b, st
         if (!t->net.merge)
             break;
     }
-    iov[n++] = (struct iovec){&spare, 1};
+    mine = *room < t->need ? *room : t->need;
+    iov[n++] = (struct iovec){t->spare + mine, t->need + 1 - mine};
     return (int)n;
+}
+
+/* A frame for which there was not enough room waits for more, if that will come. */
+static bool hold(struct vh_net_tap *t, const struct vh_queue *q, const struct vh_batch *b, uint64_t room, uint32_t len)
+{
+    uint64_t done = 0;
+
+    if (!t->net.merge || that_is_all(&t->net, q, b))
+        return false;
+    for (uint32_t i = t->net.from; i < b->n && done < room; i++)
+        done += vh_gather(&b->iov[b->chain[i].iov + b->chain[i].n_read], b->chain[i].n_write, 0, t->spare + done,
+                          room - done);
+    t->held = len;
+    return true;
+}
+
+/* Returns false if it still waits. */
+static bool place_held(struct vh_net_tap *t, const struct vh_queue *q, struct vh_batch *b)
+{
+    struct vh_net *n = &t->net;
+    struct vh_chain *c = &b->chain[n->from];
+    uint32_t count = vh_net_room(n, b, n->from, t->held);
+    uint64_t done = 0;
+
+    if (!count && n->merge && !that_is_all(n, q, b))
+        return false;
+    for (uint32_t i = 0; i < count; i++)
+        done += vh_scatter(&b->iov[c[i].iov + c[i].n_read], c[i].n_write, 0, t->spare + done, t->held - done);
+    if (count)
+        vh_net_complete(n, b, count, t->held);
+    else
+        n->dropped++;
+    t->held = 0;
+    return true;
 }
 
 static uint32_t tap_receive(struct vh_net *n, const struct vh_queue *q, struct vh_batch *b)
 {
-    const struct vh_net_tap *t = (const struct vh_net_tap *)n;
+    struct vh_net_tap *t = (struct vh_net_tap *)n;
     struct iovec iov[READ_IOV];
     uint32_t first = n->from;
 
     for (uint32_t tries = 0; n->from < b->n && tries < READ_TRIES; tries++) {
         uint64_t room;
         uint32_t count;
-        int pieces = room_for_one(t, b, iov, &room);
+        int pieces;
         ssize_t got;
 
-        /* A frame longer than its room is cut off by the kernel: rather wait for more of it, if it will come. */
-        if (room < t->need && n->merge && !that_is_all(n, q, b)) {
+        if (t->held && !place_held(t, q, b)) {
             n->hungry = 1;
             break;
         }
+        if (n->from == b->n)
+            break;
+        pieces = room_for_one(t, b, iov, &room);
         got = readv(t->fd, iov, pieces);
         if (got < 0 && errno == EINTR)
             continue;
@@ -94,6 +131,8 @@ static uint32_t tap_receive(struct vh_net *n, const struct vh_queue *q, struct v
         if (got < (ssize_t)(n->header + VH_NET_FRAME_MIN))
             continue;
         count = vh_net_room(n, b, n->from, (uint64_t)got);
+        if ((uint64_t)got > room && hold(t, q, b, room, (uint32_t)got))
+            continue;
         if ((uint64_t)got > room || !count)
             n->dropped++;
         else

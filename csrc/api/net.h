@@ -40,7 +40,10 @@ struct vh_net_generator {
 struct vh_net_tap {
     struct vh_net net;
     int32_t fd;
-    uint32_t need; /* receive: bytes of the largest frame to expect, with its header */
+    uint32_t need;  /* receive: bytes of the largest frame to expect, with its header */
+    uint32_t held;  /* receive: bytes of a frame in spare that waits for room; 0: none does */
+    uint32_t pad;
+    uint8_t *spare; /* receive: need + 1 bytes */
 };
 
 /* What a queue does from now on; the rest of its structure is set by the caller. */

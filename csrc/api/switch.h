@@ -25,7 +25,8 @@ struct vh_receiver { /* a receiving queue, 64 bytes */
 struct vh_port { /* 64 bytes */
     uint32_t active;    /* receiving queues in use; 0: nobody is there */
     uint32_t addresses; /* in the table of stations */
-    uint32_t pad[14];
+    uint32_t swept;     /* when its silent stations were last forgotten, in seconds */
+    uint32_t pad[13];
 };
 
 struct vh_switch {

@@ -141,10 +141,18 @@ class Guest:
     def serve(self, index: int) -> None:
         """Serve a queue as a runner would."""
         lane = self._rings[index].lane
-        while (served := lane.serve(1024)) in (lib.VH_S_MORE, lib.VH_S_LEFT):
+        lane.cdata.look = 1
+        while lane.busy():
+            lane.cdata.look = 0
+            served = lane.serve(1024)
             if served == lib.VH_S_LEFT:
                 lane.finish(self.net.process)
-        assert served == lib.VH_S_IDLE
+            else:
+                assert served in (lib.VH_S_MORE, lib.VH_S_IDLE)
+
+    def event_fd(self, index: int) -> int:
+        """What a runner waits for besides kicks, -1: nothing."""
+        return self._rings[index].lane.event_fd
 
     def counts(self, index: int) -> Counts:
         """What the device has counted."""

@@ -215,6 +215,17 @@ def test_a_frame_waits_for_more_room(guests: Callable[..., Pair]) -> None:
     assert b.frames() == [frame(1500)]
 
 
+def test_a_frame_larger_than_all_there_is_in_chains_of_several_descriptors(
+    guests: Callable[..., Pair],
+) -> None:
+    a, b = guests()
+    b.offer(*[(12, 100, 100)] * (RING // 3))
+    a.send(frame(60000))
+    a.send(frame(64))
+    assert b.frames() == [frame(64)]
+    assert b.counts(0).dropped == 1
+
+
 def test_what_is_held_returns_to_the_ring(guests: Callable[..., Pair]) -> None:
     a, b = guests()
     b.offer(*[200] * 20)

@@ -153,6 +153,33 @@ def test_a_guest_that_invents_addresses_displaces_nobody(hub: Callable[..., Hub]
     assert sum(h.switch.where(source) == 2 for source in fresh) == 50
 
 
+def test_a_port_full_of_silent_stations_learns_again(hub: Callable[..., Hub]) -> None:
+    h = hub(2, max_age=0)
+    h.send(0, frame(EVERYBODY, mac(0)))
+    for index in range(600):
+        h.guests[1].send(frame(mac(0), mac(1000 + index)))
+        h.guests[0].frames()
+        h.guests[0].offer(256)
+    end = time.monotonic() + 30
+    while h.switch.where(mac(5000)) is None:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+        h.send(1, frame(EVERYBODY, mac(5000)))
+
+
+def test_large_frames_through_a_switch_with_many_ports() -> None:
+    switch = Switch(23)
+    guests = [Guest(Net(port)) for port in switch.ports]
+    for size in (65512, *[65550] * 5):
+        guests[1].offer(*[2048] * 33)
+        data = frame(EVERYBODY, mac(0)).ljust(size, b"x")
+        guests[0].send(data)
+        assert guests[1].frames() == [data]
+    for guest in guests:
+        guest.close()
+        guest.net.close()
+
+
 def test_frames_keep_their_order_through_all_senders(hub: Callable[..., Hub]) -> None:
     h = hub(3)
     h.send(2, frame(EVERYBODY, mac(2)))

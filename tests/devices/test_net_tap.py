@@ -115,6 +115,41 @@ def test_a_frame_over_several_buffers(pair: Callable[..., tuple[Guest, Wire]]) -
     assert got[0].lengths == [700, 700, 112]
 
 
+def test_a_few_buffers_are_enough_for_what_fits(pair: Callable[..., tuple[Guest, Wire]]) -> None:
+    guest, wire = pair(mtu=9000)
+    guest.offer(2000, 2000)
+    wire.socket.send(frame(60, GUEST, HOST))
+    assert wait_for(guest, 1) == [frame(60, GUEST, HOST)]
+    wire.socket.send(frame(5000, GUEST, HOST))  # which waits for more room
+    wire.socket.send(frame(61, GUEST, HOST))
+    time.sleep(0.1)
+    assert guest.frames() == []
+    guest.offer(2000)
+    assert guest.frames() == []
+    guest.offer(*[2000] * 4)
+    assert wait_for(guest, 2) == [frame(5000, GUEST, HOST), frame(61, GUEST, HOST)]
+    assert guest.counts(0).dropped == 0
+
+
+def test_a_disabled_queue_does_not_wake_its_worker(pair: Callable[..., tuple[Guest, Wire]]) -> None:
+    guest, wire = pair()
+    guest.offer(2000, 2000, 2000)
+    guest.net.set_enabled(0, False)
+    wire.socket.send(frame(60, GUEST, HOST))
+    assert guest.frames() == []
+    assert guest.event_fd(0) == -1
+    guest.net.set_enabled(0, True)
+    assert select.select([guest.event_fd(0)], [], [], 30)[0]
+    assert wait_for(guest, 1) == [frame(60, GUEST, HOST)]
+
+
+def test_ecn_without_segments(caplog: pytest.LogCaptureFixture) -> None:
+    guest = Guest(Net(Tap("vhosttest%d")), features=PLAIN | NetFeature.GUEST_CSUM | NetFeature.GUEST_ECN)
+    guest.close()
+    guest.net.close()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_a_frame_that_does_not_fit_is_dropped(pair: Callable[..., tuple[Guest, Wire]]) -> None:
     guest, wire = pair(features=1 << 32)
     guest.careless = True

@@ -48,10 +48,11 @@ class Counts:
 
 
 class _Running(NamedTuple):
-    # A started queue; cdata: what its network made, which begins with a struct vh_net.
+    # A started queue; cdata: what its network made, which begins with a struct vh_net; event_fd: of its path.
     queue: Queue
     cdata: Any
     batch: Batch | None
+    event_fd: int
     enabled: bool
 
     @property
@@ -119,8 +120,10 @@ class Net(Device):
         pair, sends = divmod(queue.index, 2)
         cdata = self._network.sender(pair) if sends else self._network.receiver(pair)
         batch = None if sends else queue.new_batch()
-        running = _Running(queue, cdata, batch, False)
+        event_fd = ffi.cast("struct vh_net *", cdata).path.event_fd
+        running = _Running(queue, cdata, batch, event_fd, False)
         net = running.net
+        net.path.event_fd = -1
         net.header, net.merge, net.off = self._header, self._merge, True
         net.record = self._pcap.fd if self._pcap is not None and (sends or self._network.records) else -1
         if batch is not None:
@@ -133,6 +136,8 @@ class Net(Device):
         if running.enabled == enabled:
             return
         running.net.off = not enabled
+        # What comes while nobody takes it would keep the worker awake.
+        running.net.path.event_fd = running.event_fd if enabled else -1
         self._running[index] = running._replace(enabled=enabled)
         if not enabled:
             lib.vh_net_release(running.net, running.queue.cdata)

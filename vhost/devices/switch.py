@@ -20,7 +20,7 @@ __all__ = ("Switch", "Station")
 _MAX_QUEUES = 256
 # Bytes for frames under way: for all together, and for one sender and one receiver.
 _MEMORY = 64 << 20
-_LEAST, _MOST = 128 << 10, 1 << 20
+_LEAST, _MOST = 256 << 10, 1 << 20
 _BUCKETS = 4096
 _WAYS = 4
 _LINE = 64

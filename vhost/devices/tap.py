@@ -62,6 +62,7 @@ class Tap(Network):
                 os.set_blocking(fd, False)
             self.pairs = len(self._fds)
             self._attached = [True] * self.pairs
+            self._spare: dict[int, Any] = {}  # of each receiving queue
             self._set(0, 12)
         except BaseException:
             self.close()
@@ -77,6 +78,8 @@ class Tap(Network):
         offloads = 0
         if features & NetFeature.GUEST_CSUM:  # the others need it
             offloads = sum(flag for bit, flag in _OFFLOADS if features & bit)
+        if not offloads & (lib.TUN_F_TSO4 | lib.TUN_F_TSO6):
+            offloads &= ~lib.TUN_F_TSO_ECN  # which the kernel refuses alone
         fd = self._fds[0]  # what is set counts for the whole interface
         fcntl.ioctl(fd, lib.TUNSETVNETHDRSZ, struct.pack("=i", header))
         if sys.byteorder == "big":
@@ -90,7 +93,10 @@ class Tap(Network):
         return tap
 
     def receiver(self, pair: int) -> Any:
-        tap = ffi.new("struct vh_net_tap *", {"fd": self._fds[pair], "need": self._need})
+        self._spare[pair] = ffi.new("uint8_t[]", self._need + 1)
+        tap = ffi.new(
+            "struct vh_net_tap *", {"fd": self._fds[pair], "need": self._need, "spare": self._spare[pair]}
+        )
         lib.vh_net_tap_receive(tap)
         return tap
 
