@@ -6,7 +6,8 @@ import os
 import re
 import select
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.lab.prerequisites import console_script, tool
@@ -50,21 +51,26 @@ def ours(
     logs: Path,
     name: str,
     place: Path | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Daemon]:
     """One of our daemons, from "it listens" on; it is killed in the end unless it has ended before.
 
-    :param script: ``vhost-rng`` or ``vhost-blk``.
+    :param script: ``vhost-rng``, ``vhost-blk`` or ``vhost-net``.
     :param work: folder for its socket; its path must be short.
     :param logs: folder for its log, ``name``.log.
     :param place: path of its socket; None: ``name``.sock in ``work``.
+    :param prefix: a command that runs it, and becomes it.
     """
     path = place or work / f"{name}.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
-        notices.bind("")  # the kernel picks an abstract name, which leaves no file behind
-        address = "@" + notices.getsockname()[1:].decode()
-        argv = [console_script(script), "-v", "--socket-path", path, *options]
+    with (
+        tempfile.TemporaryDirectory(prefix="notices-", dir=work) as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices,
+    ):
+        address = f"{folder}/socket"  # unlike an abstract one, seen from other network namespaces too
+        notices.bind(address)
+        argv = [*prefix, console_script(script), "-v", "--socket-path", path, *options]
         with Daemon(argv, logs / f"{name}.log", environment={"NOTIFY_SOCKET": address}) as daemon:
-            daemon.socket = path
+            daemon.name, daemon.socket = script, path
             await_ready(daemon, notices)
             yield daemon
 

@@ -3,6 +3,8 @@
 
 import contextlib
 import os
+import re
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 from tests.lab import guest
 from tests.lab.daemons import Daemon, ours
 from tests.lab.guest import Guest
+from tests.lab.prerequisites import tool
 
-__all__ = ("Machine", "running", "vhost_user")
+__all__ = ("Machine", "reconnecting", "running", "vhost_user")
 
 SEED = 20240229
 DISK_SERIAL, READ_ONLY_SERIAL = "VHOSTLAB", "VHOSTRO"
@@ -59,6 +62,15 @@ def vhost_user(device: str, socket: Path, name: str) -> tuple[str, ...]:
     :param device: QEMU's name of the device, with its properties.
     """
     return "-chardev", f"socket,id={name},path={socket}", "-device", f"{device},chardev={name}"
+
+
+def reconnecting(socket: Path, name: str) -> str:
+    """QEMU's argument of ``-chardev`` for a socket to which it connects again, as its version has it."""
+    text = subprocess.run([tool("qemu-system-x86_64"), "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"version (\d+)\.(\d+)", text)
+    assert version, text
+    new = tuple(map(int, version.groups())) >= (9, 2)
+    return f"socket,id={name},path={socket},{'reconnect-ms=100' if new else 'reconnect=1'}"
 
 
 @contextlib.contextmanager

@@ -27,10 +27,13 @@ PACKAGES = {
     "e2fsck": "e2fsprogs",
     "ldd": "libc-bin",
     "mkfs.ext4": "e2fsprogs",
+    "ip": "iproute2",
     "modprobe": "kmod",
+    "nsenter": "util-linux",
     "qemu-storage-daemon": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
 }
 
 

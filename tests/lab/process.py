@@ -19,6 +19,7 @@ class Process:
 
     :param log: file for its output.
     :param fds: file descriptors that it inherits under their numbers.
+    :param stdio: a descriptor for its input and output, which then do not go to ``log``.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Process:
         fds: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
         terminal: bool = False,
+        stdio: int | None = None,
     ) -> None:
         self.log = log
         self.name = Path(argv[0]).name
@@ -37,8 +39,8 @@ class Process:
         with open(log, "wb") as output:
             self._child = subprocess.Popen(
                 command,
-                stdin=None if terminal else subprocess.DEVNULL,
-                stdout=None if terminal else output,
+                stdin=None if terminal else subprocess.DEVNULL if stdio is None else stdio,
+                stdout=None if terminal else output if stdio is None else stdio,
                 stderr=None if terminal else subprocess.STDOUT,
                 pass_fds=fds,
                 env=None if environment is None else {**os.environ, **environment},
@@ -52,6 +54,11 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
 
     @property
     def running(self) -> bool:

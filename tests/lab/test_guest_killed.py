@@ -3,8 +3,6 @@
 
 import os
 import random
-import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,7 +14,7 @@ from tests.lab import guest as guests
 from tests.lab.daemons import Daemon, ours
 from tests.lab.guest import Guest
 from tests.lab.kernel import Kernel
-from tests.lab.prerequisites import tool
+from tests.lab.machine import reconnecting
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -39,15 +37,6 @@ while [ ! -e /tmp/stop ]; do
 done
 echo "good $n"
 """
-
-
-def reconnecting(path: Path) -> str:
-    """QEMU's options for a socket to which it connects again, as its version calls them."""
-    text = subprocess.run([tool("qemu-system-x86_64"), "--version"], capture_output=True, text=True).stdout
-    version = re.search(r"version (\d+)\.(\d+)", text)
-    assert version, text
-    new = tuple(map(int, version.groups())) >= (9, 2)
-    return f"socket,id=disk,path={path},{'reconnect-ms=100' if new else 'reconnect=1'}"
 
 
 @contextmanager
@@ -89,7 +78,7 @@ def test_a_guest_does_not_notice(
     def devices() -> tuple[str, ...]:
         packed = "on" if ring == "packed" else "off"
         device = f"vhost-user-blk-pci,chardev=disk,num-queues=1,packed={packed}"
-        return "-chardev", reconnecting(path), "-device", device
+        return "-chardev", reconnecting(path, "disk"), "-device", device
 
     with ExitStack() as stack:
         daemon = stack.enter_context(start(0))

@@ -184,6 +184,17 @@ def test_base_outside_the_ring(ring: Shared, base: int) -> None:
         ring.queue(base=base)
 
 
+def test_base_without_the_place_of_used(ring: Shared) -> None:
+    # As DPDK's virtio-user begins.
+    queue = ring.queue(base=0x8000)
+    assert queue.base == START
+    lay(ring, (ring.data, 1, 3, 0))
+    (chain,) = queue.pop()
+    chain.push()
+    assert struct.unpack("<IHH", ring.get(ring.desc + 8, 8)) == (0, 3, AVAIL | USED)
+    queue.close()
+
+
 def test_no_length_is_no_buffer(ring: Shared) -> None:
     queue = ring.queue(base=START)
     lay(ring, (0x1234, 0, 0, NEXT), (2**64 - 1, 0, 0, NEXT | WRITE), (ring.data, 5, 3, WRITE))
