@@ -13,6 +13,7 @@
 #include "core.h"
 
 enum { SECTOR = 512, BLK_T_IN = 0, BLK_T_OUT = 1, UNWRITTEN = 0xff };
+enum { FILLED = 16 }; /* bytes that are looked at of those that a device makes up */
 /* How long a sleep may last before its reason is looked into, and once more if requests have come back: ms. */
 enum { SLEEP = 100, GRACE = 100 };
 enum { SPINS = 1 << 12 }; /* turns without a request back before a spinning driver asks after its peer */
@@ -103,9 +104,32 @@ static void check_stamps(struct vh_bench *l, const struct vh_bench_slot *s)
     }
 }
 
+/* The buffer's first bytes are not what prepare_fill() left there: random ones are not all zero. */
+static void check_filled(struct vh_bench *l, const struct vh_bench_slot *s)
+{
+    uint64_t word[FILLED / 8];
+
+    memcpy(word, s->data, sizeof word);
+    if (!(word[0] | word[1]))
+        fault(l, VH_BENCH_BAD_DATA, 0, 0);
+    l->sampled++;
+}
+
 static inline bool is_blk(const struct vh_bench *l)
 {
     return l->kind == VH_BENCH_BLK_READ || l->kind == VH_BENCH_BLK_WRITE;
+}
+
+static bool drawn(struct vh_bench *l)
+{
+    return l->sample && (l->sample == 1 || draw(l) % l->sample == 0);
+}
+
+static void prepare_fill(struct vh_bench *l, struct vh_bench_slot *s)
+{
+    s->sampled = s->size >= FILLED && drawn(l);
+    if (s->sampled)
+        memset(s->data, 0, FILLED);
 }
 
 static void prepare_blk(struct vh_bench *l, struct vh_bench_slot *s)
@@ -130,11 +154,10 @@ static void prepare_blk(struct vh_bench *l, struct vh_bench_slot *s)
     memcpy(s->header, &header, sizeof header);
     *s->status = UNWRITTEN;
     s->sampled = 0;
-    if (!l->sample)
-        return;
     if (l->kind == VH_BENCH_BLK_WRITE) {
-        stamp(s, l->salt);
-    } else if (l->sample == 1 || draw(l) % l->sample == 0) {
+        if (l->sample)
+            stamp(s, l->salt);
+    } else if (drawn(l)) {
         /* What an earlier request left there must not look like this one's data. */
         stamp(s, ~l->salt);
         s->sampled = 1;
@@ -166,6 +189,8 @@ static inline uint64_t check(struct vh_bench *l, struct vh_bench_slot *s, uint32
     case VH_BENCH_FILL:
         if (length > s->size || length < l->min_length)
             fault(l, VH_BENCH_BAD_LENGTH, length, s->size);
+        else if (s->sampled && length >= FILLED)
+            check_filled(l, s);
         return length;
     default:
         if (length)
@@ -210,6 +235,8 @@ static int offer(struct vh_bench *l, uint32_t n, uint64_t time)
 
         if (is_blk(l))
             prepare_blk(l, s);
+        else if (l->kind == VH_BENCH_FILL)
+            prepare_fill(l, s);
         s->started = time;
         if (s->id >= 0)
             vh_driver_again(l->driver, (uint32_t)s->id);

@@ -56,6 +56,7 @@ SOURCES = (
     "driver_split.c",
     "driver_packed.c",
     "bench.c",
+    "bench_script.c",
     "dirty.c",
     "stream.c",
     "net.c",

@@ -24,13 +24,17 @@ from vhost.bench import (
     Access,
     Bench,
     Condition,
+    ControlBench,
     Peer,
     Workload,
     chart,
+    control_markdown,
+    costs,
     figures,
     machine,
     markdown,
     marks,
+    read_peers,
     report,
 )
 
@@ -55,17 +59,23 @@ def main() -> int:
     args = parser.parse_args()
     os.chdir(ROOT)  # commands of rows have paths from here
     plan = tomllib.loads((ROOT / "docs" / "benchmarks.toml").read_text())
-    theirs = tomllib.loads(Path(args.peers).read_text()) if args.peers else {}
     rows = [row for row in plan["row"] if not args.only or row["name"] in args.only]
     benches, parts = [], [introduction(args.rounds, args.time)]
     for row in rows:
         device = row["device"]
-        known = peers(device, plan["peers"].get(device, {})) | peers(device, theirs.get(device, {}))
+        known = {
+            **peers(device, plan["peers"].get(device, {})),
+            **(read_peers(args.peers, device) if args.peers else {}),
+        }
         bench = prepare(row, known, args.rounds, args.time)
         print(f"{row['title']}: {', '.join(peer.name for peer in bench.peers)}", file=sys.stderr, flush=True)
         bench.run()
         benches.append(bench)
         parts.append(section(row, bench))
+        if args.only:
+            print(parts[-1])
+    if not args.only or "control" in args.only:
+        parts.append(control(args))
         if args.only:
             print(parts[-1])
     if args.json:
@@ -81,7 +91,7 @@ def main() -> int:
 
 def peers(device: str, commands: dict[str, str]) -> dict[str, Peer]:
     found = [Peer.parse(f"{name}={command}", device) for name, command in commands.items()]
-    return {peer.name: peer for peer in [*(Peer.parse(name, device) for name in COMMANDS[device]), *found]}
+    return {peer.name: peer for peer in found}
 
 
 def prepare(row: dict[str, Any], known: dict[str, Peer], rounds: int, seconds: float) -> Bench:
@@ -95,13 +105,38 @@ def prepare(row: dict[str, Any], known: dict[str, Peer], rounds: int, seconds: f
             regions=row.get("regions", 1),
             indirect=row.get("indirect", False),
         ),
-        [known[name] for name in row["peers"] if name in known],
+        [
+            Peer.parse(name, row["device"], known)
+            for name in row["peers"]
+            if name.partition(":")[0] in {**COMMANDS[row["device"]], **known}
+        ],
         [Condition(depth, mode == "poll") for mode in row["mode"] for depth in row["depth"]],
         rounds,
         seconds,
         server_cpu=server,
         driver_cpu=driver,
     )
+
+
+def control(args: argparse.Namespace) -> str:
+    """What messages cost, of our own back-end, qemu-storage-daemon, and the first that are named for blk."""
+    theirs = read_peers(args.peers, "blk") if args.peers else {}
+    peers = [peer for peer in theirs.values() if not peer.spin][:1]
+    peers += [Peer.parse(name, "control") for name in ("vhost-rng", "qemu-storage-daemon-null")]
+    bench = ControlBench(peers, args.rounds, args.time / 2, server_cpu=0, driver_cpu=0)
+    bench.run()
+    lines = [
+        "### Messages of the control plane, on one processor",
+        "",
+        "*handshake*: from connecting to an enabled ring, with 8 memory regions. *ADD_MEM_REG*: where there",
+        "are 508 regions, until it is acknowledged. Messages are made before and sent from C. *Server us*",
+        "has what goes with each: closing a connection, removing the region.",
+        "",
+        *control_markdown(costs(bench.results)),
+    ]
+    lines += [f"\n{peer}, {what}: not measured, {why}." for (peer, what), why in bench.lacking.items()]
+    lines += [f"\n{name} failed: {why}." for name, why in bench.failed.items()]
+    return "\n".join(lines) + "\n"
 
 
 def introduction(rounds: int, seconds: float) -> str:
@@ -115,7 +150,8 @@ Other work may have run beside, so what counts are ratios.
 
 measures all of this with `vhost bench`: {rounds} rounds of {seconds:g} s after 0.1 s to warm up, in which the
 back-ends take turns (A B C, C B A, ...), each on a connection of its own. The driver is in C; it checks id,
-length and status of every request, and compares the data of one in 64 where the disk is ours (*compared*).
+length and status of every request, and compares the data of one in 64 (*compared*): sectors begin with their
+numbers, and entropy is not the zeros that were there. A disk that keeps nothing has no data.
 *Event*: it sleeps until it is called, *poll*: it spins. Requests/s and times are medians, with quartiles;
 *ratio* is to the first, taken within each round. *Server CPU* is the back-end's time per request, from its
 schedstat; *calls* are interrupts per request. A figure with `(!)` had wrong requests or lost interrupts.
@@ -135,7 +171,8 @@ def section(row: dict[str, Any], bench: Bench) -> str:
         lines += ["", *markdown(measured), "", f"![{row['title']}](benchmarks/{row['name']}.svg)"]
     lines += [f"\n{mark}." for mark in marks(measured)]
     lines += [f"\n{name} failed: {why}." for name, why in bench.failed.items()]
-    if missing := [name for name in row["peers"] if name not in {peer.name for peer in bench.peers}]:
+    there = {peer.name for peer in bench.peers}
+    if missing := [name for name in row["peers"] if name.replace(":", "-") not in there]:
         lines += ["", f"Not measured: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
@@ -148,7 +185,8 @@ def shown(peer: Peer) -> str:
             words[words.index("-m") + 1].replace("vhost.daemon.", "vhost-"),
             *words[words.index("-m") + 2 :],
         ]
-    return " ".join([Path(words[0]).name, *words[1:]])
+    own = f" ({', '.join(peer.own)})" if peer.own else ""
+    return " ".join([Path(words[0]).name, *words[1:]]) + own
 
 
 def write(text: str) -> None:

@@ -22,7 +22,7 @@ enum vh_bench_fault {
     VH_BENCH_NO_FAULT = 0,
     VH_BENCH_BAD_STATUS = 1, /* blk: info = status byte, sector */
     VH_BENCH_BAD_LENGTH = 2, /* used length: info = length, most there can be or, of a read, what it must be */
-    VH_BENCH_BAD_DATA = 3,   /* blk: info = what a sector began with, sector */
+    VH_BENCH_BAD_DATA = 3,   /* blk: info = what a sector began with, sector; fill: nothing was written */
 };
 
 enum { VH_BENCH_BUFS = 3 };
@@ -56,7 +56,7 @@ struct vh_bench {
     uint32_t poll;             /* 1: spin; 0: sleep until the device calls */
     uint32_t random;           /* blk: places, 0: one after the other */
     uint32_t min_length;       /* VH_BENCH_FILL: bytes that a used length must name at least */
-    uint32_t sample;           /* blk: look at the data of every so many requests; 0: never */
+    uint32_t sample;           /* look at the data of every so many requests; 0: never */
     uint64_t salt;             /* blk: a sector begins with its number, exclusive or this */
     uint64_t sectors;          /* blk: capacity, a multiple of a request's */
     int32_t kick_fd;
@@ -86,3 +86,17 @@ struct vh_bench {
 
 int vh_bench_run(struct vh_bench *l);
 uint64_t vh_bench_ticks(void);
+
+enum { VH_BENCH_FDS = 8 };
+
+/* A message of the control plane, ready to be sent. */
+struct vh_bench_message {
+    uint8_t *data;         /* the header and what follows */
+    uint32_t size;
+    uint32_t answer;       /* bytes that follow the header of the answer, 8 or more; 0: there is none */
+    uint32_t must_succeed; /* 1: the answer is a word, which must be 0 */
+    uint32_t n_fds;
+    int32_t fds[VH_BENCH_FDS];
+};
+
+int64_t vh_bench_play(int fd, const struct vh_bench_message *message, uint32_t n, uint32_t *at, uint64_t *value);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""An entropy device without entropy, served at a level of choice: ``levels.py chain|batch SOCKET``."""
+"""An entropy device in Python, at a level of choice: ``levels.py LEVEL SOCKET``, of those in LEVELS."""
 
+import os
 import sys
 
 import vhost
@@ -15,7 +16,7 @@ class Chains(vhost.Device):
     device_id = 4
 
     def process(self, chain: vhost.Chain) -> None:
-        chain.write(ANSWER)
+        chain.write(os.urandom(chain.writable))
 
 
 class Batches(Chains):
@@ -25,9 +26,32 @@ class Batches(Chains):
 
     def handle(self, queue: vhost.Queue) -> None:
         while batch := queue.pop():
+            batch.scatter(os.urandom(batch.writable))
+            batch.push()
+
+
+class ConstantChains(Chains):
+    """Likewise, without the cost of entropy."""
+
+    def process(self, chain: vhost.Chain) -> None:
+        chain.write(ANSWER)
+
+
+class ConstantBatches(Chains):
+    """Likewise, without the cost of entropy."""
+
+    def handle(self, queue: vhost.Queue) -> None:
+        while batch := queue.pop():
             batch.scatter(ANSWER * (batch.writable // len(ANSWER)))
             batch.push()
 
 
+LEVELS = {
+    "chain": Chains,
+    "batch": Batches,
+    "constant-chain": ConstantChains,
+    "constant-batch": ConstantBatches,
+}
+
 if __name__ == "__main__":
-    vhost.serve({"chain": Chains, "batch": Batches}[sys.argv[1]](), sys.argv[2])
+    vhost.serve(LEVELS[sys.argv[1]](), sys.argv[2])

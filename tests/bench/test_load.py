@@ -16,8 +16,10 @@ import vhost
 from vhost.backend import Stop
 from vhost.bench import Access, Workload
 from vhost.bench import load as loads
+from vhost.bench import python_load as python_loads
 from vhost.bench.connection import LoadError, Run
 from vhost.bench.load import Load
+from vhost.bench.python_load import PythonLoad
 from vhost.errors import LocalProtocolError
 
 pytestmark = pytest.mark.usefixtures("unix_build", "no_leaks")
@@ -175,6 +177,44 @@ def test_device_that_hangs(disk: tuple[Disk, str], poll: bool, monkeypatch: pyte
         load.run(30)
 
 
+@pytest.mark.parametrize("poll", [False, True])
+def test_requests_from_python(disk: tuple[Disk, str], poll: bool) -> None:
+    device, path = disk
+    with PythonLoad(path, replace(DISK, access=Access.READ, python=True), 8, poll=poll, sample=1) as load:
+        run = load.run(30, limit=50)
+        check(run, 50)
+        assert (run.sampled, run.bytes) == (50, 50 * 1024)
+    assert sorted(sector for _, sector in device.requests) == [2 * i for i in range(50)]
+
+
+def test_python_finds_data_in_the_wrong_place(disk: tuple[Disk, str]) -> None:
+    device, path = disk
+    struct.pack_into("<Q", device.data, 512 * 8, 10)
+    with PythonLoad(path, replace(DISK, access=Access.READ), 4, poll=False, sample=1) as load:
+        run = load.run(30, limit=8)
+    assert (run.requests, run.faults, run.fault) == (8, 1, "sector 8 began with 0xa, not with its number")
+
+
+def test_device_that_hangs_under_python(disk: tuple[Disk, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python_loads, "HANG", 0.3)
+    device, path = disk
+    device.stuck = 50
+    with (
+        PythonLoad(path, DISK, 8, poll=False) as load,
+        pytest.raises(LoadError, match=r"nothing came back for 0.3 s, after \d+ requests"),
+    ):
+        load.run(30)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_several_regions_and_a_dirty_log(disk: tuple[Disk, str], packed: bool) -> None:
+    work = replace(DISK, regions=5, dirty_log=True, packed=packed)
+    with Load(disk[1], work, 10, poll=False, sample=1) as load:
+        check(load.run(30, limit=500), 500)
+        assert load.session.log is not None
+        assert load.session.log.take()
+
+
 def test_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Disk, "config", lambda self: struct.pack("<Q", 1))
     with (
@@ -206,6 +246,24 @@ class Net(vhost.Device):
             else:
                 chain.write(bytes(12) + bytes(range(20)))
             chain.push()
+
+
+class Zeros(vhost.Device):
+    """Says that it has filled what it left alone."""
+
+    name = "zeros"
+    device_id = 4
+
+    def process(self, chain: vhost.Chain) -> None:
+        chain.write(bytes(chain.writable))
+
+
+def test_entropy_that_is_none(tmp_path: Path) -> None:
+    with serving(Zeros(), tmp_path) as path:
+        with Load(path, Workload.of("rng"), 4, poll=False, sample=1) as load:
+            run = load.run(30, limit=20)
+        assert (run.sampled, run.faults) == (20, 20)
+        assert run.fault == "a buffer that was left as it had been"
 
 
 def test_frames_sent(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_processors_are_kept_to_and_given_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("gpu",), "'gpu' is no device; there are blk, rng, net"),
+        (("gpu",), "'gpu' is no device; there are blk, rng, net, and control"),
         (("blk", "--depth=0"), "--depth 0: numbers from 1 on are wanted"),
         (("blk", "--depth=1,,2"), "--depth 1,,2: "),
         (("blk", "--mode=fast"), "--mode fast: 'fast' is neither event nor poll"),
@@ -285,6 +285,45 @@ def test_mistakes_end_with_status_2(options: tuple[str, ...], words: str) -> Non
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_messages_of_the_control_plane(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    quick = ("--rounds=2", "--time=0.02", f"--json={out}")
+    done = bench(folder, "control", "vhost-rng", device("disk", "other"), *quick)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(out.read_text())["costs"]
+    operations = ("handshake", "GET_FEATURES", "ADD_MEM_REG")
+    assert [(c["operation"], c["peer"]) for c in found] == [
+        (operation, peer) for operation in operations for peer in ("vhost-rng", "other")
+    ]
+    assert all(c["rounds"] == 2 and 0 < c["p50"] <= c["p99"] for c in found)
+    assert all((c["ratio"] is None) == (c["peer"] == "vhost-rng") for c in found)
+
+
+def test_messages_to_who_ends_are_a_failure(folder: Path) -> None:
+    done = bench(folder, "control", "false=false @SOCKET@", "--rounds=1", "--time=0.02")
+    assert done.returncode == 1
+    assert "false: ended with status 1 before its socket was there" in done.stderr
+
+
+def test_peers_of_a_file(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "peers.toml"
+    file.write_text(f'[blk]\n"mine:verify" = "{sys.executable} -P {WRONG} disk @SOCKET@"\n')
+    done = bench(folder, "blk", "mine", f"--peers={file}", *QUICK)
+    assert done.returncode == 1  # the disk has zeros, and mine says it has numbers
+    assert " began with 0x0, not with its number" in done.stderr
+    file.write_text("[blk]\nmine = 5\n")
+    done = bench(folder, "blk", "mine", f"--peers={file}", *QUICK)
+    assert done.returncode == 2
+    assert "the table of blk has lines NAME" in done.stderr
+
+
+def test_a_disk_in_memory_is_filled_before_it_is_compared(folder: Path) -> None:
+    done = bench(folder, "blk", "vhost-blk-memory", *QUICK)
+    assert (done.returncode, done.stderr) == (0, "")
+    ((*_, compared),) = table(done.stdout)
+    assert int(compared.replace(",", "")) > 0
 
 
 def test_help_shows_examples() -> None:

@@ -4,10 +4,11 @@
 from .chart import chart
 from .figures import Figure, figures
 from .known import COMMANDS, DEFAULT
-from .peer import Peer, PeerError
+from .messages import ControlBench, Cost, costs
+from .peer import Peer, PeerError, read_peers
 from .report import machine, report
 from .rounds import Bench, Condition, Round
-from .table import markdown, marks, plain
+from .table import control_markdown, control_plain, markdown, marks, plain
 from .workload import DEVICES, Access, Workload
 
 __all__ = (
@@ -19,8 +20,14 @@ __all__ = (
     "DEFAULT",
     "Peer",
     "PeerError",
+    "read_peers",
     "Bench",
     "Round",
+    "ControlBench",
+    "Cost",
+    "costs",
+    "control_plain",
+    "control_markdown",
     "Figure",
     "figures",
     "marks",

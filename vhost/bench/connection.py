@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """A connection to a backend that is to be loaded, whoever makes the requests."""
 
+import errno
 import socket
 import struct
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from vhost.protocol import ProtocolFeature, VirtioFeature
 
 from .workload import SECTOR, Workload
 
-__all__ = ("Connection", "LoadError", "Run", "HANG")
+__all__ = ("Connection", "LoadError", "Run", "HANG", "NOT_YET", "peer_pid")
 
 #: Seconds without a request back after which a load ends.
 HANG: Final = 5.0
+#: Errors of a connect() that may succeed soon: some backends listen anew after each connection.
+NOT_YET: Final = (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET)
 _TIMEOUT: Final = 10.0  # of the handshake
 _SMALL_DISK: Final = 2048  # sectors of a disk that does not say how many it has
 
@@ -88,9 +91,7 @@ class Connection:
 
     def peer(self) -> int:
         """Process id of the backend, or of whoever listened for it."""
-        sock = self.session.link.sock
-        pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return int(pid)
+        return peer_pid(self.session.link.sock)
 
     def close(self) -> None:
         """Close the connection and release guest memory."""
@@ -103,3 +104,9 @@ class Connection:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Process id of who is connected, or listened for it."""
+    pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)

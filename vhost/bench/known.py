@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-__all__ = ("COMMANDS", "DEFAULT", "SOCKET", "IMAGE", "IMAGE_SIZE", "write_image", "image_folder")
+__all__ = ("COMMANDS", "FLAGS", "DEFAULT", "SOCKET", "IMAGE", "IMAGE_SIZE", "write_image", "image_folder")
 
 #: Where the path of the socket goes in a command.
 SOCKET: Final = "@SOCKET@"
@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "blk": {
         "vhost-blk": _ours("blk", "--quiet", f"--blk-file={IMAGE}"),
         "vhost-blk-null": _ours("blk", "--quiet", "--null=1G"),
+        "vhost-blk-null-spin": _ours("blk", "--quiet", "--null=1G", "--poll-always"),
         "vhost-blk-memory": _ours("blk", "--quiet", "--memory=256M"),
         "qemu-storage-daemon": _storage_daemon("driver=file", f"filename={IMAGE}"),
         "qemu-storage-daemon-io_uring": _storage_daemon("driver=file", "aio=io_uring", f"filename={IMAGE}"),
@@ -45,8 +46,12 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "rng": {"vhost-rng": _ours("rng", "--quiet")},
     "net": {},
 }
+# Messages are the same whatever the device.
+COMMANDS["control"] = {**COMMANDS["blk"], **COMMANDS["rng"]}
+#: What those of them are that do not sleep, or keep what is written: flags of a peer.
+FLAGS: Final = {"vhost-blk-null-spin": ("spin",), "vhost-blk-memory": ("fill",)}
 #: Whom a benchmark without peers is about.
-DEFAULT: Final = {"blk": "vhost-blk-null", "rng": "vhost-rng"}
+DEFAULT: Final = {"blk": "vhost-blk-null", "rng": "vhost-rng", "control": "vhost-rng"}
 
 
 def image_folder() -> Path | None:

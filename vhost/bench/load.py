@@ -13,7 +13,7 @@ from vhost.frontend.vring import drain
 from .connection import HANG, Connection, LoadError, Run
 from .histogram import percentile
 from .slots import Slots
-from .workload import NET_HEADER, Access, Workload
+from .workload import NET_HEADER, SECTOR, Access, Workload
 
 __all__ = ("Load",)
 
@@ -29,6 +29,7 @@ _KIND: Final = {
 # Bytes that a device writes at least where it decides how many it does.
 _LEAST: Final = {Access.FILL: 1, Access.RECEIVE: NET_HEADER}
 _SALT: Final = 1 << 63
+_FILL: Final = 60.0  # seconds, for all of a disk
 
 
 class Load(Connection):
@@ -124,11 +125,17 @@ class Load(Connection):
             fault=self._fault(),
         )
 
+    def number_sectors(self) -> Run:
+        """Write its number to the beginning of each sector of a disk, as far as whole requests fill it."""
+        load = self._l
+        load.salt, load.random, load.sample, load.next_sector = 0, 0, 1, 0
+        return self.run(_FILL, limit=self.sectors // (self.workload.size // SECTOR))
+
     def check_writes(self) -> Run:
         """Write a few requests with data of their own, and read them back; the run of the reads."""
         load, work = self._l, self.workload
         saved = load.kind, load.sample, load.salt, load.random
-        limit = min(4 * self.depth, self.sectors // (work.size // 512))
+        limit = min(4 * self.depth, self.sectors // (work.size // SECTOR))
         try:
             load.salt, load.random, load.sample = _SALT, 0, 1
             self._direct(lib.VH_BENCH_BLK_WRITE)
@@ -170,6 +177,8 @@ class Load(Connection):
         if what == lib.VH_BENCH_BAD_LENGTH:
             right = str(b) if self._exact() else f"{self._l.min_length} to {b}"
             return f"a used length of {a} instead of {right}"
+        if what == lib.VH_BENCH_BAD_DATA and self.workload.device != "blk":
+            return "a buffer that was left as it had been"
         if what == lib.VH_BENCH_BAD_DATA:
             return f"sector {b} began with {a:#x}, not with its number"
         return ""

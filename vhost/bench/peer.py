@@ -6,24 +6,25 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
 from vhost.errors import VhostError
 
-from .known import COMMANDS, IMAGE, SOCKET, write_image
+from .known import COMMANDS, FLAGS, IMAGE, SOCKET, write_image
 
-__all__ = ("Peer", "PeerError", "Running")
+__all__ = ("Peer", "PeerError", "Running", "read_peers")
 
 _START: Final = 10.0  # seconds for a socket to be there
 _STOP: Final = 5.0
 _TAIL: Final = 3
 # What a peer's own load differs in: fields of Workload, with hyphens.
 _OWN: Final = ("indirect", "packed", "in-order", "inflight", "dirty-log", "python")
-_FLAGS: Final = ("spin", "verify", *_OWN)
+_FLAGS: Final = ("spin", "verify", "fill", *_OWN)
 
 
 class PeerError(VhostError):
@@ -40,6 +41,7 @@ class Peer:
     :ivar own: words for fields of the workload that are true for this peer alone, to compare a backend
         with itself.
     :ivar verify: each of its sectors begins with its number; so it is with a disk made for it.
+    :ivar fill: its disk is empty: the numbers are written before the first round.
     """
 
     name: str
@@ -47,43 +49,80 @@ class Peer:
     path: str = ""
     spin: bool = False
     verify: bool = False
+    fill: bool = False
     own: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str, device: str) -> Self:
-        """``NAME[:FLAG...]=COMMAND``, ``NAME=@PATH``, or a well-known name.
+    def parse(cls, text: str, device: str, more: Mapping[str, "Peer"] | None = None) -> "Peer":
+        """``NAME[:FLAG...]=COMMAND``, ``NAME=@PATH``, or a well-known name, also with flags.
 
+        :param more: peers by name that count as well-known, such as those of :func:`read_peers`.
         :raises ValueError: it is none of these.
         """
         left, equals, command = text.partition("=")
         name, *flags = left.split(":")
         if not name or not name.isprintable() or "/" in name:
-            raise ValueError(f"{text!r}: a peer is NAME=COMMAND, NAME=@PATH, or one of {_names(device)}")
+            raise ValueError(
+                f"{text!r}: a peer is NAME=COMMAND, NAME=@PATH, or one of {_names(device, more)}"
+            )
         if wrong := [flag for flag in flags if flag not in _FLAGS]:
             raise ValueError(f"{name}: unknown flag {wrong[0]!r}; there are {', '.join(_FLAGS)}")
-        spin, verify = "spin" in flags, "verify" in flags
-        own = tuple(flag for flag in _OWN if flag in flags)
-        if not equals:
-            known = COMMANDS[device].get(name)
-            if known is None:
-                raise ValueError(f"{name!r} is none of {_names(device)}, nor NAME=COMMAND")
-            full = "-".join((name, *own))
-            return cls(full, known, spin=spin, verify=verify or IMAGE in " ".join(known), own=own)
+        if equals:
+            return cls._of(name, command)._with(flags)
+        if more and name in more:
+            known = more[name]
+        elif name in COMMANDS[device]:
+            known = cls(name, COMMANDS[device][name])._with(FLAGS.get(name, ()))
+        else:
+            raise ValueError(f"{name!r} is none of {_names(device, more)}, nor NAME=COMMAND")
+        full = "-".join((name, *(flag for flag in _OWN if flag in flags)))
+        return replace(known, name=full)._with(flags)
+
+    @classmethod
+    def _of(cls, name: str, command: str) -> Self:
         if command.startswith("@") and not command.startswith((SOCKET, IMAGE)):
-            if spin:
-                raise ValueError(f"{name}: only a peer that is started here can be stopped between its turns")
-            return cls(name, path=command[1:], verify=verify, own=own)
+            return cls(name, path=command[1:])
         if SOCKET not in command:
             raise ValueError(f"{name}: the command does not say where {SOCKET} goes")
         try:
-            words = tuple(shlex.split(command))
+            return cls(name, tuple(shlex.split(command)))
         except ValueError as error:
             raise ValueError(f"{name}: {error} in {command!r}") from None
-        return cls(name, words, spin=spin, verify=verify or IMAGE in command, own=own)
+
+    def _with(self, flags: Sequence[str]) -> Self:
+        if "spin" in flags and not self.command:
+            raise ValueError(
+                f"{self.name}: only a peer that is started here can be stopped between its turns"
+            )
+        fill = self.fill or "fill" in flags
+        return replace(
+            self,
+            spin=self.spin or "spin" in flags,
+            verify=self.verify or fill or "verify" in flags or IMAGE in " ".join(self.command),
+            fill=fill,
+            own=tuple(flag for flag in _OWN if flag in flags or flag in self.own),
+        )
 
 
-def _names(device: str) -> str:
-    return ", ".join(COMMANDS[device]) or "none"
+def read_peers(path: str | os.PathLike[str], device: str) -> dict[str, Peer]:
+    """The peers of a file in TOML: a table for each device, in which ``"NAME[:FLAG...]" = "COMMAND"``.
+
+    :raises ValueError: the file has something else.
+    :raises OSError: it cannot be read.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    table = tables.get(device, {})
+    if not isinstance(table, dict) or not all(isinstance(command, str) for command in table.values()):
+        raise ValueError(f'{path}: the table of {device} has lines NAME = "COMMAND", and nothing else')
+    peers = [Peer.parse(f"{name}={command}", device) for name, command in table.items()]
+    return {peer.name: peer for peer in peers}
+
+
+def _names(device: str, more: Mapping[str, Peer] | None) -> str:
+    return ", ".join((*COMMANDS[device], *(more or ()))) or "none"
 
 
 @dataclass(slots=True)

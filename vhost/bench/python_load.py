@@ -18,6 +18,7 @@ __all__ = ("PythonLoad",)
 
 _SEED: Final = 1  # of random places: the same in every run
 _STATUS: Final = 1  # bytes
+_FILLED: Final = 16  # bytes that are looked at of those that a device makes up
 
 
 @dataclass(slots=True)
@@ -145,6 +146,10 @@ class PythonLoad(Connection):
             tally.bytes += written
             if not written:
                 tally.wrong(f"a used length of 0 instead of 1 to {size}")
+            elif self._compare and written >= _FILLED:
+                tally.sampled += 1
+                if not any(completion.data[:_FILLED]):
+                    tally.wrong("a buffer that was left as it had been")
             return
         tally.bytes += size
         data = completion.data

@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Alternating rounds: every backend in turn, forwards and backwards, under each condition."""
 
-import errno
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vhost.errors import VhostError
 
-from .connection import LoadError, Run
-from .known import IMAGE, image_folder
+from .connection import NOT_YET, Run
 from .load import Load
-from .peer import Peer, PeerError, Running
+from .peer import Peer, Running
 from .python_load import PythonLoad
+from .turns import cpu_time, end_of, in_turns, started
 from .workload import Access, Workload
 
 __all__ = ("Bench", "Condition", "Round")
 
+_L = TypeVar("_L", Load, PythonLoad)
+
 _SAMPLE: Final = 64  # one of so many requests has its data compared
-_CONNECT: Final = 5.0  # seconds: some backends listen anew after each connection
-_NOT_YET: Final = (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET)
+_CONNECT: Final = 5.0  # seconds
+_FILL_SIZE: Final = 1 << 16  # bytes of the requests that fill a disk
+_FILL_DEPTH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,40 +91,33 @@ class Bench:
 
         :raises OSError: there is no room for what is needed.
         """
-        with ExitStack() as stack:
-            prefix = f"vhost-bench-{os.getpid()}-"
-            folder = Path(stack.enter_context(TemporaryDirectory(prefix=prefix)))
-            disks = Path(stack.enter_context(TemporaryDirectory(prefix=prefix, dir=image_folder())))
-            running = self._start(stack, folder, disks)
-            if self.driver_cpu is not None:
-                stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-                os.sched_setaffinity(0, {self.driver_cpu})
+        with started(self.peers, self.server_cpu, self.driver_cpu, self.failed) as running:
             total = len(self.conditions) * self.rounds * len(running)
-            for done, (condition, number, peer) in enumerate(self._turns(running)):
+            for done, (condition, number, peer) in enumerate(in_turns(self.conditions, self.rounds, running)):
                 if peer.peer.name in self.failed:
+                    continue
+                if done < len(running) and peer.peer.fill and not self._fill(peer):
                     continue
                 self.tell(done, total, f"{peer.peer.name}, depth {condition.depth}, {condition.mode}")
                 try:
                     self.results.append(self._turn(peer, condition, number))
                 except (VhostError, OSError) as error:
-                    self.failed[peer.peer.name] = self._words(peer, error)
+                    self.failed[peer.peer.name] = end_of(peer, error)
 
-    def _start(self, stack: ExitStack, folder: Path, disks: Path) -> list[Running]:
-        running = []
-        for peer in self.peers:
-            # Who serves a disk locks it, so each has its own.
-            image = disks / f"{peer.name}.img" if IMAGE in " ".join(peer.command) else None
-            try:
-                running.append(stack.enter_context(Running.start(peer, folder, self.server_cpu, image)))
-            except PeerError as error:
-                self.failed[peer.name] = str(error).removeprefix(f"{peer.name}: ")
-        return running
-
-    def _turns(self, running: list[Running]) -> Iterator[tuple[Condition, int, Running]]:
-        for condition in self.conditions:
-            for number in range(self.rounds):
-                for peer in running if number % 2 == 0 else reversed(running):
-                    yield condition, number, peer
+    def _fill(self, running: Running) -> bool:
+        work = replace(Workload.of("blk"), access=Access.WRITE, size=_FILL_SIZE)
+        running.resume()
+        try:
+            with self._open(running, Load, work, Condition(_FILL_DEPTH, False), 1) as load:
+                run = load.number_sectors()
+        except (VhostError, OSError) as error:
+            self.failed[running.peer.name] = end_of(running, error)
+            return False
+        finally:
+            running.pause()
+        if run.faults:
+            self.failed[running.peer.name] = f"its disk cannot be filled: {run.fault}"
+        return not run.faults
 
     def _turn(self, running: Running, condition: Condition, number: int) -> Round:
         while True:
@@ -154,25 +145,21 @@ class Bench:
     def _connect(self, running: Running, condition: Condition) -> Load | PythonLoad:
         own: dict[str, Any] = {word.replace("-", "_"): True for word in running.peer.own}
         workload = replace(self.workload, **own)
-        sample = _SAMPLE if running.peer.verify else 0
-        kind = PythonLoad if workload.python else Load
+        sample = _SAMPLE if running.peer.verify or workload.device == "rng" else 0
+        if workload.python:
+            return self._open(running, PythonLoad, workload, condition, sample)
+        return self._open(running, Load, workload, condition, sample)
+
+    @staticmethod
+    def _open(running: Running, kind: type[_L], workload: Workload, condition: Condition, sample: int) -> _L:
         deadline = time.monotonic() + _CONNECT
         while True:
             try:
                 return kind(running.socket, workload, condition.depth, poll=condition.poll, sample=sample)
             except OSError as error:
-                if error.errno not in _NOT_YET or running.end() or time.monotonic() > deadline:
+                if error.errno not in NOT_YET or running.end() or time.monotonic() > deadline:
                     raise
             time.sleep(0.005)
-
-    def _words(self, running: Running, error: Exception) -> str:
-        # A connection that closes is seen a little before the process is gone.
-        deadline = time.monotonic() + 0.5
-        while (end := running.end()) is None and time.monotonic() < deadline:
-            if isinstance(error, LoadError) and "nothing came back" in str(error):
-                break
-            time.sleep(0.01)
-        return f"{error}; {end}" if end else str(error)
 
 
 def _with_faults_of(check: Run, run: Run) -> Run:
@@ -183,15 +170,3 @@ def _with_faults_of(check: Run, run: Run) -> Run:
         faults=run.faults + check.faults,
         fault=run.fault or check.fault,
     )
-
-
-def cpu_time(pid: int) -> int | None:
-    """CPU time of all threads of a process that run now, in ns; None if the kernel does not tell."""
-    total, found = 0, False
-    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        try:
-            total += int(path.read_text().split()[0])
-            found = True
-        except (OSError, ValueError, IndexError):
-            pass  # the thread has ended
-    return total if found else None

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from .figures import Figure
+from .messages import Cost
 
-__all__ = ("plain", "markdown", "marks")
+__all__ = ("plain", "markdown", "marks", "control_plain", "control_markdown")
 
 _HEADS: Final = (
     "peer",
@@ -24,6 +25,8 @@ _HEADS: Final = (
     "compared",
 )
 _LEFT: Final = (0, 2)  # columns of words
+_COST_HEADS: Final = ("peer", "operation", "us", "quartiles", "ratio", "p99 us", "server us")
+_COST_LEFT: Final = (0, 1)
 
 
 def _rows(figures: Sequence[Figure]) -> list[tuple[str, ...]]:
@@ -50,27 +53,61 @@ def _rows(figures: Sequence[Figure]) -> list[tuple[str, ...]]:
 def plain(figures: Sequence[Figure]) -> list[str]:
     """Lines for a terminal; conditions are set apart."""
     rows = _rows(figures)
-    widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        return "  ".join(
-            cell.ljust(width) if i in _LEFT else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-
-    lines, last = [line(_HEADS)], None
-    for figure, row in zip(figures, rows, strict=True):
-        if last is not None and last != figure.condition:
-            lines.append("")
-        last = figure.condition
-        lines.append(line(row))
-    return lines
+    return _plain(_HEADS, _LEFT, rows, [figure.condition for figure in figures])
 
 
 def markdown(figures: Sequence[Figure]) -> list[str]:
     """The same as a table in Markdown."""
-    rule = ["---" if i in _LEFT else "---:" for i in range(len(_HEADS))]
-    return [f"| {' | '.join(row)} |" for row in (_HEADS, rule, *_rows(figures))]
+    return _markdown(_HEADS, _LEFT, _rows(figures))
+
+
+def control_plain(found: Sequence[Cost]) -> list[str]:
+    """Costs of messages as lines for a terminal; operations are set apart."""
+    return _plain(_COST_HEADS, _COST_LEFT, _cost_rows(found), [cost.operation for cost in found])
+
+
+def control_markdown(found: Sequence[Cost]) -> list[str]:
+    """The same as a table in Markdown."""
+    return _markdown(_COST_HEADS, _COST_LEFT, _cost_rows(found))
+
+
+def _cost_rows(found: Sequence[Cost]) -> list[tuple[str, ...]]:
+    return [
+        (
+            cost.peer,
+            cost.operation,
+            f"{cost.p50 / 1000:,.2f}",
+            f"{cost.low / 1000:,.2f}-{cost.high / 1000:,.2f}",
+            _ratio(cost.ratio),
+            f"{cost.p99 / 1000:,.2f}",
+            "?" if cost.server_ns is None else f"{cost.server_ns / 1000:,.2f}",
+        )
+        for cost in found
+    ]
+
+
+def _plain(
+    heads: Sequence[str], left: Sequence[int], rows: Sequence[Sequence[str]], groups: Sequence[object]
+) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+
+    lines = [line(heads)]
+    for i, row in enumerate(rows):
+        if i and groups[i] != groups[i - 1]:
+            lines.append("")
+        lines.append(line(row))
+    return lines
+
+
+def _markdown(heads: Sequence[str], left: Sequence[int], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---" if i in left else "---:" for i in range(len(heads))]
+    return [f"| {' | '.join(row)} |" for row in (heads, rule, *rows)]
 
 
 def marks(figures: Sequence[Figure]) -> list[str]:

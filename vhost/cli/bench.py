@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -16,13 +17,17 @@ from vhost.bench import (
     Access,
     Bench,
     Condition,
+    ControlBench,
     Peer,
     Workload,
     chart,
+    control_plain,
+    costs,
     figures,
     machine,
     marks,
     plain,
+    read_peers,
     report,
 )
 from vhost.cli.progress import Turns
@@ -35,15 +40,17 @@ _MOST_TIME: Final = 60.0
 
 def run(args: argparse.Namespace) -> int:
     """Measure; returns the exit status."""
+    control = args.device == "control"
     try:
-        benches = _plan(args)
+        benches = [] if control else _plan(args)
+        messages = _plan_control(args) if control else None
     except ValueError as error:
         print(f"vhost bench: {error}", file=sys.stderr)
         return 2
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit)
     try:
-        return _measure(benches, args)
+        return _measure(benches, args) if messages is None else _measure_control(messages, args)
     except KeyboardInterrupt:
         print("\ninterrupted; nothing is left behind", file=sys.stderr)
         return 130
@@ -64,18 +71,13 @@ def _plan(args: argparse.Namespace) -> list[Bench]:
     :raises ValueError: the command line asks for what cannot be.
     """
     if args.device is not None and args.device not in DEVICES:
-        raise ValueError(f"{args.device!r} is no device; there are {', '.join(DEVICES)}")
+        raise ValueError(f"{args.device!r} is no device; there are {', '.join(DEVICES)}, and control")
     _place(args)
     depths = _depths(args.depth or ("1,32,128" if args.peers else "1,128"))
     modes = _modes(args.mode or ("event,poll" if args.peers else "event"))
     conditions = [Condition(depth, poll) for depth in depths for poll in modes]
     rounds = (_ROUNDS if args.peers else _FEW_ROUNDS) if args.rounds is None else args.rounds
-    if rounds < 1 or not 0 < args.time <= _MOST_TIME:
-        raise ValueError(f"{rounds} rounds of {args.time} s: 1 or more, of at most {_MOST_TIME:g} s")
-    for cpu in (args.server_cpu, args.driver_cpu):
-        if cpu is not None and cpu not in os.sched_getaffinity(0):
-            here = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
-            raise ValueError(f"there is no processor {cpu} for us; there are {here}")
+    _check(rounds, args.time, args.server_cpu, args.driver_cpu)
     benches = []
     for device in (args.device,) if args.device else ("blk", "rng"):
         usual = Workload.of(device)
@@ -98,7 +100,7 @@ def _plan(args: argparse.Namespace) -> list[Bench]:
         benches.append(
             Bench(
                 workload,
-                _peers(args.peers, device),
+                _peers(args.peers, device, args.peer_file),
                 conditions,
                 rounds,
                 args.time,
@@ -107,6 +109,34 @@ def _plan(args: argparse.Namespace) -> list[Bench]:
             )
         )
     return benches
+
+
+def _plan_control(args: argparse.Namespace) -> ControlBench:
+    """What to measure of the control plane.
+
+    :raises ValueError: the command line asks for what cannot be.
+    """
+    if args.depth or args.mode or args.svg:
+        raise ValueError("control: messages have no --depth and no --mode, and --svg draws none")
+    _place(args)
+    _check(args.rounds, args.time, args.server_cpu, args.driver_cpu)
+    rounds = (_ROUNDS if args.peers else _FEW_ROUNDS) if args.rounds is None else args.rounds
+    return ControlBench(
+        _peers(args.peers, "control", args.peer_file),
+        rounds,
+        args.time,
+        server_cpu=args.server_cpu,
+        driver_cpu=args.driver_cpu,
+    )
+
+
+def _check(rounds: int | None, seconds: float, *cpus: int | None) -> None:
+    if (rounds is not None and rounds < 1) or not 0 < seconds <= _MOST_TIME:
+        raise ValueError(f"{rounds} rounds of {seconds} s: 1 or more, of at most {_MOST_TIME:g} s")
+    for cpu in cpus:
+        if cpu is not None and cpu not in os.sched_getaffinity(0):
+            here = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise ValueError(f"there is no processor {cpu} for us; there are {here}")
 
 
 def _place(args: argparse.Namespace) -> None:
@@ -136,7 +166,7 @@ def _modes(text: str) -> list[bool]:
     return list(dict.fromkeys(mode == "poll" for mode in modes))
 
 
-def _peers(texts: list[str], device: str) -> list[Peer]:
+def _peers(texts: list[str], device: str, file: str | None) -> list[Peer]:
     if not texts:
         if device not in DEFAULT:
             raise ValueError(f"{device}: name what to measure, as NAME=COMMAND or NAME=@PATH")
@@ -146,11 +176,36 @@ def _peers(texts: list[str], device: str) -> list[Peer]:
                 "guests only, and the load comes from a process"
             )
         texts = [DEFAULT[device]]
-    peers = [Peer.parse(text, device) for text in texts]
+    try:
+        more = read_peers(file, device) if file else {}
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    peers = [Peer.parse(text, device, more) for text in texts]
     names = [peer.name for peer in peers]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two peers are named {twice}")
     return peers
+
+
+def _measure_control(bench: ControlBench, args: argparse.Namespace) -> int:
+    turns = Turns()
+    bench.tell = turns.show
+    try:
+        bench.run()
+    finally:
+        turns.clear()
+    print(f"{bench}; {bench.rounds} rounds of {bench.seconds:g} s\n")
+    found = costs(bench.results)
+    print(*control_plain(found), sep="\n")
+    for (peer, operation), why in bench.lacking.items():
+        print(f"\n{peer}, {operation}: not measured, {why}")
+    sys.stdout.flush()
+    for peer, why in bench.failed.items():
+        print(f"{peer}: {why}", file=sys.stderr)
+    if args.json:
+        data = {"machine": machine(), "costs": [asdict(cost) for cost in found], "failed": bench.failed}
+        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+    return 1 if bench.failed else 0
 
 
 def _measure(benches: list[Bench], args: argparse.Namespace) -> int:

@@ -12,9 +12,11 @@ A peer is one of
                    of 256 MiB made for it, in memory if there is room
   NAME=@PATH       running already, behind the socket PATH; it stays where it is
   NAME             a well-known one: vhost-blk, vhost-blk-null, vhost-blk-memory, qemu-storage-daemon,
-                   qemu-storage-daemon-io_uring, qemu-storage-daemon-null for blk; vhost-rng for rng
+                   vhost-blk-null-spin, qemu-storage-daemon-io_uring, qemu-storage-daemon-null for blk;
+                   vhost-rng for rng; and those of the file given with --peers
 NAME:spin=COMMAND is one that never sleeps: it is stopped outside its turns. NAME:verify=... serves a disk
 whose sectors begin with their numbers (64-bit, little-endian): some data is compared; so it is with @IMAGE@.
+NAME:fill=... serves an empty disk, to which these numbers are written first.
 NAME:packed, with or without =COMMAND, is loaded with --packed alone, to compare a device with itself; so are
 NAME:in-order, NAME:indirect, NAME:inflight, NAME:dirty-log, NAME:python, and several of them together.
 
@@ -27,6 +29,8 @@ examples:
       on one processor, which gives the steadiest figures
   vhost bench blk vhost-blk-null vhost-blk-null:packed vhost-blk-null:inflight --cores 1
       what a packed ring and an inflight region cost
+  vhost bench control vhost-rng other='./other @SOCKET@' --cores 1
+      what a handshake, a question, and a region more cost
   vhost bench rng vhost-rng other=@/run/rng.sock --size 64 --json rng.json
 
 The exit status is 1 if a peer failed, returned a wrong request (status, length, data), or lost an interrupt;
@@ -48,8 +52,19 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
     )
     option = parser.add_argument
-    option("device", metavar="DEVICE", nargs="?", help="blk, rng or net; without: blk, then rng")
+    option(
+        "device",
+        metavar="DEVICE",
+        nargs="?",
+        help="blk, rng or net; control: messages; without: blk, then rng",
+    )
     option("peers", metavar="PEER", nargs="*", help="what to compare; without: our own device")
+    option(
+        "--peers",
+        metavar="FILE",
+        dest="peer_file",
+        help='peers by name, in TOML: for each device a table of NAME = "COMMAND"',
+    )
     option("--depth", metavar="N,...", help="requests in flight (default: 1,32,128; without peers 1,128)")
     option(
         "--mode",
