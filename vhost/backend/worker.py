@@ -5,7 +5,7 @@ import _thread
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from vhost._core import ffi, lib
 from vhost.backend.ring import Ring
@@ -72,9 +72,12 @@ class Workers:
 
     def __call__(self, ring: Ring) -> "_Run":
         index = ring.index % self._count
-        if index not in self._workers:
-            self._workers[index] = _Worker(self._polling, index)
-        return _Run(self._workers[index], ring)
+        worker = self._workers.get(index)
+        if worker is None:
+            worker = self._workers[index] = _Worker(self._polling, index, ring)
+        else:
+            worker.add(ring)
+        return _Run(worker, ring)
 
     def close(self) -> None:
         """End the threads; their rings are stopped."""
@@ -87,7 +90,6 @@ class _Run:
     # The runner of one ring: its place in a worker.
     def __init__(self, worker: "_Worker", ring: Ring) -> None:
         self._worker, self._ring = worker, ring
-        worker.add(ring)
 
     def stop(self) -> None:
         self._worker.remove(self._ring)
@@ -98,16 +100,14 @@ class _Run:
 
 class _Worker:
     # A thread that runs rings. Rings come and go while it pauses; only the control plane's thread asks it to.
-    def __init__(self, polling: Polling, index: int) -> None:
-        self._rings: list[Ring] = []
+    def __init__(self, polling: Polling, index: int, first: Ring) -> None:
         self._polling, self._index = polling, index
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         mode = lib.VH_POLL_ALWAYS if polling.always else lib.VH_POLL_ADAPTIVE
         self._core = ffi.new("struct vh_worker *")
         self._core.stop_fd, self._core.polling = self._stop, mode if polling.us or polling.always else 0
         self._core.poll_ns = polling.us * 1000
-        self._keep: tuple[Any, ...] = (ffi.new("uint64_t[]", 1),)
-        self._core.poll = self._keep[0]
+        self._take([first])
         self._pausing = self._ending = False
         self._paused, self._resumed, self._ended = (_thread.allocate_lock() for _ in range(3))
         for lock in (self._paused, self._resumed, self._ended):
@@ -138,13 +138,16 @@ class _Worker:
         self._pausing = True
         self.nudge()
         self._paused.acquire()
+        self._take(rings)
+        self._resumed.release()
+
+    def _take(self, rings: list[Ring]) -> None:
         lanes = [ring.lane.cdata for ring in rings if ring.lane is not None]
         assert len(lanes) == len(rings)
         self._keep = ffi.new("struct vh_lane *[]", lanes), ffi.new("uint64_t[]", 2 * len(lanes) + 1), lanes
         self._core.lane, self._core.poll = self._keep[:2]
         self._core.n = len(lanes)
         self._rings = rings
-        self._resumed.release()
 
     def _run(self) -> None:
         try:
