@@ -7,10 +7,12 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -27,17 +29,24 @@ BLOCKS = 2048
 
 
 class Victim:
-    """A daemon that is killed now and then; each time only once it has answered something."""
+    """A daemon that is killed now and then; each time once it has answered something. A context manager."""
 
-    def __init__(self, socket: Path, module: str, *options: str, seed: int) -> None:
-        self._command = command(module, "-q", "--socket-path", str(socket), *options)
+    def __init__(self, path: Path, module: str, *options: str, seed: int) -> None:
+        self._command = command(module, "-q", "--socket-path", str(path), *options)
         self._random = random.Random(seed)
         self.kills = 0
         self._start()
         end = time.monotonic() + TIMEOUT
-        while not socket.exists():
+        while not listens(path):
             assert time.monotonic() < end, "the daemon does not listen"
             time.sleep(0.01)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     def _start(self) -> None:
         self._process = subprocess.Popen(self._command, env=environment(), stderr=subprocess.PIPE, text=True)
@@ -63,6 +72,16 @@ class Victim:
         assert self._process.returncode == 0, log
 
 
+def listens(path: Path) -> bool:
+    """Whether it does already; there is a moment between the socket's being there and that."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
 Connect = Callable[[Path], Frontend]
 
 
@@ -81,12 +100,15 @@ def test_a_disk_loses_nothing(tmp_path: Path, connect: Connect, io: str) -> None
     image = tmp_path / "image"
     with image.open("wb") as file:
         file.truncate(BLOCKS * BLOCK)
-    victim = Victim(tmp_path / "socket", "vhost.daemon.blk", "--blk-file", str(image), "--io", io, seed=1)
+    options = "--blk-file", str(image), "--io", io
     chance = random.Random(2)
     content: dict[int, bytes] = {}
     flying: dict[int, tuple[int, bytes | None]] = {}
     busy: set[int] = set()
-    with connect(tmp_path / "socket") as device:
+    with (
+        Victim(tmp_path / "socket", "vhost.daemon.blk", *options, seed=1) as victim,
+        connect(tmp_path / "socket") as device,
+    ):
         disk = Blk(device)
         while victim.kills < KILLS or flying:
             while victim.kills < KILLS and len(flying) < DEPTH:
@@ -109,7 +131,7 @@ def test_a_disk_loses_nothing(tmp_path: Path, connect: Connect, io: str) -> None
             victim.answered()
         for block, data in content.items():
             assert disk.read(block * BLOCK, BLOCK) == data
-    victim.end()
+        victim.end()
     assert image.read_bytes() == b"".join(content.get(block, bytes(BLOCK)) for block in range(BLOCKS))
 
 
@@ -117,9 +139,11 @@ def test_a_disk_loses_nothing(tmp_path: Path, connect: Connect, io: str) -> None
 @pytest.mark.parametrize("source", ["native", "python"])
 def test_a_random_number_generator_answers_once(tmp_path: Path, connect: Connect, source: str) -> None:
     options = [] if source == "native" else ["--rng-source", "/dev/urandom"]
-    victim = Victim(tmp_path / "socket", "vhost.daemon.rng", *options, seed=3)
     flying: set[int] = set()
-    with connect(tmp_path / "socket") as device:
+    with (
+        Victim(tmp_path / "socket", "vhost.daemon.rng", *options, seed=3) as victim,
+        connect(tmp_path / "socket") as device,
+    ):
         queue = device.queue(0)
         while victim.kills < KILLS or flying:
             while victim.kills < KILLS and len(flying) < DEPTH:
@@ -132,4 +156,4 @@ def test_a_random_number_generator_answers_once(tmp_path: Path, connect: Connect
             assert done.data.count(done.data[0]) < 32 or done.written < 16
             victim.answered()
         assert device.request(writable=64)  # the last one that was started is there
-    victim.end()
+        victim.end()

@@ -60,6 +60,8 @@ class Rng(Device):
             if self._max_bytes is not None and (now := time.monotonic()) >= self._period_end:
                 self._left, self._period_end = self._max_bytes, now + self._period
             if not self._stock:
+                if not queue.available():
+                    return None  # what is taken from a source that others share is for a request
                 self._stock = memoryview(self._source(_STOCK))
             room = len(self._stock) if self._max_bytes is None else min(len(self._stock), self._left)
             if not room:
