@@ -355,7 +355,9 @@ static int recover_packed(struct vh_queue *q)
     uint32_t slots, known;
     uint16_t used, free;
 
-    if (place.old_used_idx != q->next_used || (place.old_used_wrap & 1) != q->used_wrap)
+    /* After the last batch of a lap in which all was used the ring looks new, and is where the region says. */
+    if ((place.old_used_idx != q->next_used || (place.old_used_wrap & 1) != q->used_wrap) &&
+        (place.used_idx != q->next_used || (place.used_wrap & 1) != q->used_wrap))
         fresh |= begun_anew(q);
     if (fresh) {
         vh_inflight_format(in->region, q->num, 1);
