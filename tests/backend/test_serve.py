@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.backend.peer import GPA, PROTOCOL_FEATURES, RAM_SIZE, USER, Peer, footprint, readable
+from tests.backend.peer import FEATURES, GPA, PROTOCOL_FEATURES, RAM_SIZE, USER, Peer, footprint, readable
 from tests.backend.serving import Serving
 from vhost.protocol import (
     AddMemReg,
@@ -362,6 +362,21 @@ def test_backend_requests_may_be_set_up_before_the_owner(server: Serving) -> Non
         with ours, theirs:
             peer.do(SetBackendReqFd(), [theirs.fileno()])
         peer.do(SetOwner())
+
+
+def test_rings_may_be_enabled_before_features_are_acknowledged(server: Serving) -> None:
+    # QEMU does it so with network devices.
+    with server.connect() as peer:
+        peer.value(GetFeatures())
+        peer.tell(SetProtocolFeatures(PROTOCOL_FEATURES))
+        peer.do(SetOwner())
+        peer.do(SetVringEnable(0, 1))
+        peer.do(SetFeatures(FEATURES))
+        peer.do(SetMemTable((peer.region(),)), [peer.ram])
+        ring = peer.ring()
+        peer.describe(ring)
+        peer.do(SetVringKick(0), [ring.kick])
+        assert ring.request(b"abc") == b"cba"
 
 
 def test_addresses_may_come_before_size_and_memory(server: Serving) -> None:

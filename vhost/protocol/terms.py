@@ -47,7 +47,8 @@ class Gate:
     """What has to be negotiated before a message may be sent; plain integers, for speed.
 
     :param protocol: protocol features that must all be negotiated.
-    :param virtio: virtio features that must all be negotiated.
+    :param virtio: virtio features that must all be negotiated, or, before SET_FEATURES, offered: QEMU enables
+        the rings of a network device before it says what it has acknowledged.
     :param offered: virtio features the back-end must have offered.
     :param without: protocol features of which none may be negotiated.
     :param kind: what names the bits of *protocol*.
@@ -71,7 +72,7 @@ class Gate:
         """Why the message may not be sent under *terms*; empty if it may."""
         if missing := self.protocol & ~terms.protocol_features:
             return f"{self.kind(missing)!r} is not negotiated"
-        if missing := self.virtio & ~terms.features:
+        if missing := self.virtio & ~(terms.features or terms.offered_features):
             return f"{VirtioFeature(missing)!r} is not negotiated"
         if missing := self.offered & ~terms.offered_features:
             return f"{VirtioFeature(missing)!r} is not offered"
