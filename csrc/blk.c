@@ -14,12 +14,14 @@ uint32_t vh_blk_other(const struct vh_blk *disk, const struct vh_blk_request *r,
 
 bool vh_blk_aligned(const struct vh_blk_path *p, const struct vh_blk_request *r)
 {
-    uint64_t skip = r->skip, left = r->len, mask = p->disk->align - 1;
+    const struct vh_blk *disk = p->disk;
+    uint64_t skip = r->skip, left = r->len;
 
     for (const struct vh_iov *piece = r->data; left; piece++) {
         uint64_t take = piece->len - skip < left ? piece->len - skip : left;
 
-        if ((((uintptr_t)piece->base + skip) | take) & mask)
+        /* Linux before 6.18 takes no piece of a block, wherever it is. */
+        if ((((uintptr_t)piece->base + skip) & (disk->align - 1)) || (take & (disk->block - 1)))
             return false;
         left -= take;
         skip = 0;

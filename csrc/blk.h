@@ -103,7 +103,7 @@ static inline enum blk_kind blk_parse(const struct vh_blk *disk, uint32_t flags,
 static inline void blk_finish(const struct vh_blk_request *r, bool ok)
 {
     *r->status = ok ? BLK_OK : BLK_IOERR;
-    r->chain->written = (uint32_t)r->chain->write_len;
+    r->chain->written = r->chain->write_len < UINT32_MAX ? (uint32_t)r->chain->write_len : UINT32_MAX;
     r->chain->state = VH_DONE;
 }
 

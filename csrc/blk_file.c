@@ -63,22 +63,35 @@ static uint64_t bounce(struct vh_blk_path *p, const struct vh_blk_request *r, bo
     return done;
 }
 
-bool vh_blk_move(struct vh_blk_path *p, const struct vh_blk_request *r, bool out)
+/* Whether what was written without going through is where it has to be: the driver may have switched the cache off
+ * meanwhile, and flushed before this was written. */
+static bool stable(const struct vh_blk *disk, bool out, bool through)
+{
+    return !out || through || !(blk_flags(disk) & VH_BLK_WRITE_THROUGH) || fdatasync(disk->fd) == 0;
+}
+
+/* One request from byte `done` on. */
+static bool move_one(struct vh_blk_path *p, const struct vh_blk_request *r, uint64_t done, bool out)
 {
     bool through = out && (blk_flags(p->disk) & VH_BLK_WRITE_THROUGH);
 
     if (p->bounce && !vh_blk_aligned(p, r))
-        return bounce(p, r, out, through) == r->len;
-    return move(p, r, 1, 0, r->len, out, through) == r->len;
+        done = bounce(p, r, out, through);
+    else
+        done = move(p, r, 1, done, r->len, out, through);
+    return done == r->len && stable(p->disk, out, through);
+}
+
+bool vh_blk_move(struct vh_blk_path *p, const struct vh_blk_request *r, bool out)
+{
+    return move_one(p, r, 0, out);
 }
 
 static void transfer(struct vh_blk_path *p, struct vh_batch *b, struct blk_run *run)
 {
     bool through = run->out && (blk_flags(p->disk) & VH_BLK_WRITE_THROUGH);
     uint64_t done = move(p, run->r, run->n, 0, run->len, run->out, through), start = 0;
-    /* The driver has switched the cache off meanwhile, and perhaps flushed before this was written. */
-    bool late = run->out && !through && (blk_flags(p->disk) & VH_BLK_WRITE_THROUGH);
-    bool stable = !late || fdatasync(p->disk->fd) == 0;
+    bool good = stable(p->disk, run->out, through);
 
     (void)b;
     p->transfers += run->n;
@@ -88,9 +101,7 @@ static void transfer(struct vh_blk_path *p, struct vh_batch *b, struct blk_run *
 
         start += r->len;
         /* What failed for all is tried for each, so that only those fail that are to blame. */
-        if (here < r->len && run->n > 1)
-            here = move(p, r, 1, here, r->len, run->out, through || late);
-        blk_finish(r, here >= r->len && stable);
+        blk_finish(r, (here >= r->len || (run->n > 1 && move_one(p, r, here, run->out))) && good);
     }
     run->n = 0;
 }

@@ -75,6 +75,9 @@ static void run(struct vh_blk_path *p, struct job *jobs, uint32_t n, bool throug
         return;
     good = mapped && whole(disk);
     p->transfers += n;
+    /* The driver may have switched the cache off meanwhile, and flushed before all was copied. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    through = through || (blk_flags(disk) & VH_BLK_WRITE_THROUGH);
     /* What has to go through to the file does so by itself, and so does what may not have reached it. */
     for (uint32_t i = 0; i < n; i++)
         blk_finish(&jobs[i].r, (good && !(through && jobs[i].out)) || vh_blk_move(p, &jobs[i].r, jobs[i].out));

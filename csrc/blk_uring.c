@@ -69,7 +69,7 @@ static void submit(struct vh_blk_uring *u)
 static void prepare(struct vh_blk_uring *u, uint32_t index, struct io_uring_sqe *sqe)
 {
     struct vh_blk_slot *s = &u->slot[index];
-    bool out = s->kind == BLK_OUT;
+    bool out = s->kind == BLK_OUT, through;
     struct vh_blk_request r[BLK_GROUP];
     struct iovec *iov = (struct iovec *)&u->iov[u->n_iov];
     uint32_t n = 0;
@@ -88,8 +88,9 @@ static void prepare(struct vh_blk_uring *u, uint32_t index, struct io_uring_sqe 
         sqe->addr = (uintptr_t)iov;
         sqe->len = n;
     }
-    s->through = out && (blk_flags(u->blk.disk) & VH_BLK_WRITE_THROUGH);
-    sqe->rw_flags = s->through ? RWF_DSYNC : 0;
+    through = out && (blk_flags(u->blk.disk) & VH_BLK_WRITE_THROUGH);
+    s->cached |= out && !through;
+    sqe->rw_flags = through ? RWF_DSYNC : 0;
 }
 
 /* Queue the operation of the slot, from where it has come to. */
@@ -110,10 +111,25 @@ static void queue(struct vh_blk_uring *u, uint32_t index)
     u->blk.calls++;
 }
 
+/* All data of the slot are moved. Returns the number of requests completed. */
+static uint32_t moved(struct vh_blk_uring *u, uint32_t index)
+{
+    struct vh_blk_slot *s = &u->slot[index];
+
+    if (s->cached && (blk_flags(u->blk.disk) & VH_BLK_WRITE_THROUGH)) {
+        /* The driver has switched the cache off meanwhile, and perhaps flushed before this was written. */
+        s->kind = FLUSH_AFTER;
+        queue(u, index);
+        return 0;
+    }
+    return release_all(u, index, true);
+}
+
 /* An operation for several requests has failed: each goes on by itself, those that are moved already are done. */
 static uint32_t split(struct vh_blk_uring *u, uint32_t index)
 {
     uint64_t done = u->slot[index].done, start = 0;
+    bool cached = u->slot[index].cached;
     uint32_t finished = 0;
 
     while (index != NONE) {
@@ -124,12 +140,11 @@ static uint32_t split(struct vh_blk_uring *u, uint32_t index)
         start += s->r.len;
         s->next = NONE;
         s->len = s->r.len;
-        if (s->done >= s->len) {
-            release(u, index, true);
-            finished++;
-        } else {
+        s->cached = cached;
+        if (s->done >= s->len)
+            finished += moved(u, index);
+        else
             queue(u, index);
-        }
         index = next;
     }
     return finished;
@@ -143,21 +158,18 @@ static uint32_t complete(struct vh_blk_uring *u, uint32_t index, int32_t result)
 
     if (data && result > 0) {
         s->done += (uint32_t)result;
-        again = s->done < s->len;
-        if (!again && s->kind == BLK_OUT && !s->through && (blk_flags(u->blk.disk) & VH_BLK_WRITE_THROUGH)) {
-            /* The driver has switched the cache off meanwhile, and perhaps flushed before this was written. */
-            s->kind = FLUSH_AFTER;
-            again = true;
-        }
+        if (s->done >= s->len)
+            return moved(u, index);
+        again = true;
     }
     if (again) {
         queue(u, index);
         return 0;
     }
-    if (data && result <= 0 && s->next != NONE)
+    if (data && s->next != NONE)
         return split(u, index);
-    /* A read of nothing: the image became shorter. */
-    return release_all(u, index, data ? result > 0 : result >= 0);
+    /* A transfer of nothing: the image became shorter. */
+    return release_all(u, index, !data && result >= 0);
 }
 
 static uint32_t collect(struct vh_blk_uring *u)

@@ -21,6 +21,7 @@
 #include "api/driver.h"
 #include "api/bench.h"
 #include "api/worker.h"
+#include "api/notifier.h"
 #include "api/stream.h"
 #include "api/net.h"
 #include "api/switch.h"

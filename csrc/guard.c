@@ -144,8 +144,10 @@ static int install(void)
 
 int vh_guard_add(void *addr, size_t len)
 {
-    uintptr_t start = (uintptr_t)addr;
-    if (!start || !len || start + len < start)
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t start = (uintptr_t)addr & ~(page - 1);
+    uintptr_t end = ((uintptr_t)addr + len + page - 1) & ~(page - 1);
+    if (!start || !len || end <= start)
         return -EINVAL;
     int error = install();
     if (error)
@@ -160,7 +162,7 @@ int vh_guard_add(void *addr, size_t len)
         if ((turn & 1) || !atomic_compare_exchange_strong(&s->start, &none, start))
             continue;
         atomic_store_explicit(&s->hit, 0, memory_order_relaxed);
-        atomic_store_explicit(&s->end, start + len, memory_order_release);
+        atomic_store_explicit(&s->end, end, memory_order_release);
         atomic_fetch_add_explicit(&s->turn, 1, memory_order_release);
         uint32_t seen = atomic_load_explicit(&used, memory_order_relaxed);
         while (seen <= i && !atomic_compare_exchange_weak(&used, &seen, i + 1))

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
 /* Returning chains to the driver: a batch at a time, seen at once, with at most one notification. */
+#include <errno.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -170,6 +171,15 @@ static struct run put_in_order(struct vh_queue *q, struct vh_batch *b)
     return run;
 }
 
+/* To look costs as much as the call itself, so an eventfd is not looked at: if the driver has made it block, and it is
+ * full, this waits until somebody reads it. */
+static int call(const struct vh_queue *q)
+{
+    if (unlikely(q->call_checked))
+        return vh_notify(q->call_fd);
+    return write(q->call_fd, &(uint64_t){1}, 8) < 0 ? -errno : 0;
+}
+
 /* Return every VH_DONE chain of the batch to the driver: seen at once, at most one notification. */
 int vh_push(struct vh_queue *q, struct vh_batch *b)
 {
@@ -184,7 +194,7 @@ int vh_push(struct vh_queue *q, struct vh_batch *b)
         return 0;
     q->calls++;
     /* A full counter (EAGAIN) already means what we have to say; a driver that polls needs no call. */
-    if (q->call_fd >= 0 && write(q->call_fd, &(uint64_t){1}, 8) < 0)
+    if (q->call_fd >= 0 && call(q) < 0)
         q->call_errors++;
     return 1;
 }

@@ -46,8 +46,39 @@ static bool answered(const struct vh_stream *s, size_t n)
     return false;
 }
 
-/* Wait for bytes and take them, with s->n_fds descriptors. Returns how many bytes, 0: the peer has closed,
- * VH_STREAM_STOPPED, or -errno; -EINTR is for the caller to look at its signals and call again. */
+/* Wait until a descriptor is readable. Returns 0, VH_STREAM_STOPPED, or -errno; -EINTR is for the caller to look at
+ * its signals and call again. */
+static int64_t wait_for(const struct vh_stream *s, int fd)
+{
+    struct pollfd wait[2] = {{.fd = fd, .events = POLLIN}, {.fd = s->stop, .events = POLLIN}};
+
+    if (poll(wait, s->stop < 0 ? 1 : 2, -1) < 0)
+        return -errno;
+    return wait[1].revents ? VH_STREAM_STOPPED : 0;
+}
+
+/* Wait for a connection, which becomes s->fd. Returns 0 or what wait_for() returns. */
+int64_t vh_stream_accept(struct vh_stream *s, int listener)
+{
+    for (;;) {
+        int64_t waited = wait_for(s, listener);
+
+        if (waited)
+            return waited;
+        int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+        if (fd >= 0) {
+            s->fd = fd;
+            return 0;
+        }
+        /* Who has gone away again in the meantime is no reason to complain. */
+        if (errno != EAGAIN && errno != ECONNABORTED)
+            return -errno;
+    }
+}
+
+/* Wait for bytes and take them, with s->n_fds descriptors. Returns how many bytes, 0: the peer has closed, or what
+ * wait_for() returns. */
 int64_t vh_stream_receive(struct vh_stream *s)
 {
     union {
@@ -56,12 +87,10 @@ int64_t vh_stream_receive(struct vh_stream *s)
     } control;
 
     for (;;) {
-        struct pollfd wait[2] = {{.fd = s->fd, .events = POLLIN}, {.fd = s->stop, .events = POLLIN}};
+        int64_t waited = wait_for(s, s->fd);
 
-        if (poll(wait, s->stop < 0 ? 1 : 2, -1) < 0)
-            return -errno;
-        if (wait[1].revents)
-            return VH_STREAM_STOPPED;
+        if (waited)
+            return waited;
         struct iovec bytes = {s->data, s->size};
         struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1, .msg_control = control.room,
                                  .msg_controllen = sizeof control.room};
@@ -74,4 +103,30 @@ int64_t vh_stream_receive(struct vh_stream *s)
         } else if (errno != EAGAIN)
             return -errno;
     }
+}
+
+/* Send what there is room for, with the descriptors on its first byte. Returns how many bytes, or -errno. */
+int64_t vh_stream_send(const struct vh_stream *s, const uint8_t *data, size_t n, const int32_t *fds, uint32_t n_fds)
+{
+    union {
+        char room[CMSG_SPACE(VH_STREAM_FDS * sizeof(int32_t))];
+        struct cmsghdr align;
+    } control;
+    struct iovec bytes = {(void *)(uintptr_t)data, n};
+    struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1};
+
+    if (n_fds > VH_STREAM_FDS)
+        return -EINVAL;
+    if (n_fds) {
+        size_t length = n_fds * sizeof *fds;
+
+        message.msg_control = control.room;
+        message.msg_controllen = CMSG_SPACE(length);
+        control.align = (struct cmsghdr){
+            .cmsg_len = CMSG_LEN(length), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(&control.align), fds, length);
+    }
+    ssize_t sent = sendmsg(s->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+    return sent < 0 ? -errno : sent;
 }

@@ -383,7 +383,7 @@ static uint32_t port_receive(struct vh_net *n, const struct vh_queue *q, struct 
     return n->from - first;
 }
 
-/* The receiving queue starts, in the thread that will own it: what came before was for somebody else. */
+/* The receiving queue is enabled, and not served while this runs: what came before was for nobody. */
 void vh_port_reset(struct vh_net_port *p)
 {
     const struct vh_switch *s = p->hub;

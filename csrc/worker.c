@@ -98,11 +98,22 @@ static int serve_all(struct vh_worker *w, bool *any)
     return -1;
 }
 
+/* What came while the device had its look it has not declined. */
+static void look_again(struct vh_lane *l)
+{
+    l->look |= vh_offered(l->queue) != l->offered;
+}
+
 static bool any_busy(const struct vh_worker *w)
 {
-    for (uint32_t i = 0; i < w->n; i++)
-        if (vh_lane_busy(w->lane[i]))
+    for (uint32_t i = 0; i < w->n; i++) {
+        struct vh_lane *l = w->lane[i];
+
+        if (l->declined && !l->off)
+            look_again(l);
+        if (vh_lane_busy(l))
             return true;
+    }
     return false;
 }
 
@@ -180,9 +191,8 @@ static bool ask_for_kicks(struct vh_worker *w)
         if (l->path && !l->path->serve && !l->path->starved)
             continue; /* it has chains, and waits for something to put into them */
         if (l->declined) {
-            /* What came while the device had its look it has not declined. */
             vh_kicks_past(l->queue);
-            l->look |= vh_offered(l->queue) != l->offered;
+            look_again(l);
         } else {
             vh_kicks_on(l->queue);
         }
@@ -219,12 +229,11 @@ static int timeout(const struct vh_worker *w)
 /* Take the kick; false: there will never be one again. */
 static bool take_kick(struct vh_worker *w, struct vh_lane *l)
 {
-    uint64_t count;
-    ssize_t got = read(l->kick_fd, &count, sizeof(count));
+    int got = vh_take(l->kick_fd, l->kick_checked);
 
     l->look = 1;
-    w->error = got < 0 ? errno : 0;
-    return got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
+    w->error = got < 0 && got != -EPIPE ? -got : 0;
+    return got >= 0;
 }
 
 /* Wait for descriptors, and note which lanes they wake. Returns an event, or -1: go on. */
@@ -259,7 +268,8 @@ static int wait_for_kicks(struct vh_worker *w, int ms)
             return VH_W_KICK;
         }
     }
-    return -1;
+    /* Python reads it, also where `stop` was overwritten when that took an earlier one back. */
+    return fds[0].revents ? VH_W_STOP : -1;
 }
 
 /* When all lanes are idle. */

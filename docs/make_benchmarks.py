@@ -141,9 +141,10 @@ def control(args: argparse.Namespace) -> str:
 
 def introduction(rounds: int, seconds: float) -> str:
     here = machine()
+    kernel = here["kernel"].partition("-")[0]
     return f"""## Machine and method
 
-{here["processors"]} processors ({here["processor"]}), Linux {here["kernel"]}, Python {here["python"]}.
+{here["processors"]} processors ({here["processor"]}), Linux {kernel}, Python {here["python"]}.
 Other work may have run beside, so what counts are ratios.
 
     python docs/make_benchmarks.py --peers peers.toml
@@ -154,7 +155,7 @@ length and status of every request, and compares the data of one in 64 (*compare
 numbers, and entropy is not the zeros that were there. A disk that keeps nothing has no data.
 *Event*: it sleeps until it is called, *poll*: it spins. Requests/s and times are medians, with quartiles;
 *ratio* is to the first, taken within each round. *Server CPU* is the back-end's time per request, from its
-schedstat; *calls* are interrupts per request. A figure with `(!)` had wrong requests or lost interrupts.
+CPU clock; *calls* are interrupts per request. A figure with `(!)` had wrong requests or lost interrupts.
 """
 
 

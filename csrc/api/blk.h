@@ -42,7 +42,7 @@ struct vh_blk_slot { /* a request in flight; the first of those that were merged
     uint64_t len;     /* bytes of the operation */
     uint32_t next;    /* merged with it; UINT32_MAX: none */
     uint8_t kind;
-    uint8_t through;  /* written through the cache */
+    uint8_t cached;   /* some of it was written without going through the cache to the disk */
     uint8_t pad[2];
 };
 

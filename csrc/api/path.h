@@ -35,7 +35,8 @@ struct vh_lane { /* a queue as its runner sees it */
     uint8_t declined;       /* the device left what is there: it is not offered again before a kick */
     uint8_t asked;          /* Python was asked to handle it: 1, with chains waiting: 2 */
     uint32_t offered;       /* vh_offered() then */
-    uint32_t pad;
+    uint8_t kick_checked;   /* whether to look first if kick_fd has a kick */
+    uint8_t pad[3];
 };
 
 enum vh_served {

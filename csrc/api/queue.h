@@ -156,11 +156,12 @@ struct vh_queue {
     uint8_t kind;        /* enum vh_kind */
     uint8_t avail_wrap;  /* packed: the wrap counters that belong to next_avail and next_used */
     uint8_t used_wrap;
+    uint8_t call_checked; /* whether to look first if call_fd takes a notification */
     uint8_t signalled_valid;
     uint8_t error; /* enum vh_error: the ring is broken */
     uint8_t miss;  /* VH_E_MISS: 1 for reading, 2 for writing */
     uint8_t quiet; /* the driver was told not to kick */
-    uint8_t pad[7];
+    uint8_t pad[6];
     uint32_t guard_hits;
     uint64_t info[2]; /* details of the error, or of the miss */
     uint64_t popped;  /* statistics, chains */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
-/* The control plane's socket: bytes and descriptors, waited for and taken in one call. */
+/* The control plane's socket: connections, bytes and descriptors, waited for and taken in one call. */
 
 enum vh_stream_limit {
     VH_STREAM_FDS = 253, /* the most descriptors Linux puts into one message (SCM_MAX_FD) */
@@ -27,4 +27,6 @@ enum vh_stream_result {
     VH_STREAM_STOPPED = -0x10000, /* smaller than any -errno */
 };
 
+int64_t vh_stream_accept(struct vh_stream *s, int listener);
 int64_t vh_stream_receive(struct vh_stream *s);
+int64_t vh_stream_send(const struct vh_stream *s, const uint8_t *data, size_t n, const int32_t *fds, uint32_t n_fds);

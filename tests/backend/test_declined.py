@@ -10,7 +10,7 @@ import pytest
 
 import vhost
 from tests.frontend.served import Reverse
-from vhost.backend import Stop
+from vhost.backend import Polling, Stop
 from vhost.virtqueue import Queue
 
 TIMEOUT = 30.0
@@ -36,12 +36,16 @@ def in_threads(device: vhost.Device, sock: socket.socket, stop: Stop) -> None:
     vhost.serve(device, sock=sock, stop=stop)
 
 
+def always_polling(device: vhost.Device, sock: socket.socket, stop: Stop) -> None:
+    vhost.serve(device, sock=sock, stop=stop, polling=Polling(always=True))
+
+
 def in_event_loop(device: vhost.Device, sock: socket.socket, stop: Stop) -> None:
     asyncio.run(vhost.serve_async(device, sock=sock, stop=stop))
 
 
 @pytest.mark.usefixtures("no_leaks", "unix_build")
-@pytest.mark.parametrize("serve", [in_threads, in_event_loop])
+@pytest.mark.parametrize("serve", [in_threads, always_polling, in_event_loop])
 @pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_what_comes_later(

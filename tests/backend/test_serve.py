@@ -15,8 +15,10 @@ from vhost.protocol import (
     ConfigReply,
     GetConfig,
     GetFeatures,
+    GetInflightFd,
     GetMaxMemSlots,
     GetQueueNum,
+    Inflight,
     ProtocolFeature,
     RemMemReg,
     ResetDevice,
@@ -24,6 +26,7 @@ from vhost.protocol import (
     SetBackendReqFd,
     SetConfig,
     SetFeatures,
+    SetInflightFd,
     SetMemTable,
     SetOwner,
     SetProtocolFeatures,
@@ -182,6 +185,17 @@ def test_a_call_descriptor_that_comes_late_hears_of_what_was_used(server: Servin
         assert ring.answer() == b"ba"
 
 
+def test_a_ring_is_served_though_its_processor_has_gone(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vhost.backend.worker.Polling.places", lambda *_: {4095})
+    with server.connect() as peer:
+        assert peer.ready().request(b"12") == b"21"
+        assert peer.base() == 1
+    if server.mode == "threads":
+        server.lines.wait(r"worker 0 runs anywhere, not on \[4095\]: .*Invalid argument", level="WARNING")
+
+
 def test_kick_and_call_are_replaced_while_the_ring_runs(server: Serving) -> None:
     with server.connect() as peer:
         ring = peer.ready()
@@ -211,6 +225,53 @@ def test_memory_comes_and_goes_while_the_ring_runs(server: Serving) -> None:
         assert ring.request(b"on") == b"no"
 
 
+def test_memory_may_be_shared_once_for_each_pair_of_queues(server: Serving) -> None:
+    """As QEMU 7.2 does; what one pair has removed, the next one removes too."""
+    with server.connect() as peer:
+        ring = peer.ready()
+        held = footprint()
+        far = peer.region(GPA + RAM_SIZE, 0x1000, USER + RAM_SIZE, RAM_SIZE - 0x1000)
+        half = peer.region(GPA + RAM_SIZE, 0x800, USER + RAM_SIZE, RAM_SIZE - 0x1000)
+        for region, before in ((far, None), (half, far), (far, half)):
+            for _ in range(2):
+                if before is not None:
+                    peer.do(RemMemReg(before))
+                peer.do(AddMemReg(region), [peer.ram])
+                assert ring.request(b"on") == b"no"
+        for _ in range(2):
+            peer.do(RemMemReg(far))
+        assert footprint() == held
+        peer.tell(RemMemReg(far), need_reply=True)
+        assert peer.reply().code != 0
+        server.lines.wait("refused: REM_MEM_REG.*no such region", level="WARNING")
+        assert len(server.lines.having("", "WARNING")) == 1
+
+
+def test_only_inflight_regions_in_use_stay_mapped(server: Serving) -> None:
+    def mapped() -> int:
+        return sum("memfd:vhost-inflight" in line for line in footprint()[1])
+
+    with server.connect() as peer:
+        peer.negotiate(protocol=PROTOCOL_FEATURES | ProtocolFeature.INFLIGHT_SHMFD)
+        peer.share()
+        peer.ask(GetInflightFd(0, 0, 2, 16)).drop()
+        ring = peer.ring()
+        peer.start(ring)
+        assert ring.request(b"abc") == b"cba"
+        assert mapped() == 1
+        for _ in range(5):
+            reply = peer.ask(GetInflightFd(0, 0, 2, 16))
+            assert isinstance(reply.value, Inflight)
+            fd = reply.take_fd()
+            peer.do(SetInflightFd(reply.value.mmap_size, 0, 2, 16), [fd])
+            os.close(fd)
+        assert mapped() == 2
+        assert ring.request(b"abc") == b"cba"
+        peer.base()
+        peer.ask(GetInflightFd(0, 0, 2, 16)).drop()
+        assert mapped() == 1
+
+
 def test_a_ring_whose_pages_are_taken_away_breaks(server: Serving) -> None:
     with server.connect() as peer:
         ring = peer.ready()
@@ -233,7 +294,7 @@ def test_resets_stop_the_rings_and_keep_the_owner(server: Serving) -> None:
         peer.do(SetVringEnable(0, 1))
         assert ring.answer() == b"ffo"
         peer.do(ResetDevice())
-        assert server.device.events[-2:] == ["stop 0", "reset"]
+        assert server.device.events[-3:] == ["stop 0", "reset", f"negotiated {int(FEATURES):#x}"]
         assert peer.base() == 1
         peer.do(SetVringKick(0), [ring.kick])
         ring.add(b"on", 64)

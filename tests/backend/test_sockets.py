@@ -8,12 +8,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from tests.backend.peer import footprint
 from vhost.backend import Stop
-from vhost.io import Receiver, Standing, close_fds, recv_fds, send_all, send_fds, wait
+from vhost.io import Standing, Stream, close_fds, recv_fds, send_all, send_fds, wait
 
 
 @pytest.fixture
@@ -31,19 +33,33 @@ Pair = tuple[socket.socket, socket.socket]
 Receive = Callable[[socket.socket, int], tuple[bytes, list[int]] | None]
 
 
-def by_receiver(sock: socket.socket, size: int) -> tuple[bytes, list[int]] | None:
-    return Receiver(sock, size).receive()
+def stream_of(sock: socket.socket, size: int = 100, stop: Stop | None = None) -> Stream:
+    stream = Stream(size, stop)
+    stream.adopt(sock.fileno())
+    return stream
 
 
-both = pytest.mark.parametrize("receive", [recv_fds, by_receiver])
+def by_stream(sock: socket.socket, size: int) -> tuple[bytes, list[int]] | None:
+    return stream_of(sock, size).receive()
+
+
+def from_stream(sock: socket.socket, data: bytes, fds: Sequence[int]) -> int:
+    assert stream_of(sock).send(data, fds)
+    return len(data)
+
+
+both = pytest.mark.parametrize("receive", [recv_fds, by_stream])
 
 
 @both
+@pytest.mark.parametrize("send", [send_fds, from_stream])
 @pytest.mark.parametrize("count", [0, 1, 8, 253])
-def test_descriptors_arrive_and_are_close_on_exec(pair: Pair, count: int, receive: Receive) -> None:
+def test_descriptors_arrive_and_are_close_on_exec(
+    pair: Pair, count: int, send: Callable[[socket.socket, bytes, Sequence[int]], int], receive: Receive
+) -> None:
     left, right = pair
     reader, writer = os.pipe()
-    assert send_fds(left, b"data", [reader] * count) == 4
+    assert send(left, b"data", [reader] * count) == 4
     os.close(reader)
     got = receive(right, 100)
     assert got is not None
@@ -65,29 +81,29 @@ def test_end_and_nothing_yet(pair: Pair) -> None:
     assert recv_fds(right, 1) == (b"", [])
 
 
-def test_a_receiver_ends_with_its_peer_or_its_stop(pair: Pair) -> None:
+def test_a_stream_ends_with_its_peer_or_its_stop(pair: Pair) -> None:
     left, right = pair
     with Stop() as stop:
-        receiver = Receiver(right, 4, stop)
+        stream = stream_of(right, 4, stop)
         left.send(b"12345")
-        assert receiver.receive() == (b"1234", [])
-        assert receiver.receive() == (b"5", [])
+        assert stream.receive() == (b"1234", [])
+        assert stream.receive() == (b"5", [])
         timer = threading.Timer(0.05, stop.set)
         timer.start()
-        assert receiver.receive() is None
+        assert stream.receive() is None
         timer.join()
         left.send(b"6")
-        assert receiver.receive() is None, "stop comes first"
-    receiver = Receiver(right, 4)
-    assert receiver.receive() == (b"6", [])
+        assert stream.receive() is None, "stop comes first"
+    stream = stream_of(right, 4)
+    assert stream.receive() == (b"6", [])
     left.close()
-    assert receiver.receive() == (b"", [])
+    assert stream.receive() == (b"", [])
     right.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        receiver.receive()
+        stream.receive()
 
 
-def test_signals_are_handled_while_a_receiver_waits(pair: Pair) -> None:
+def test_signals_are_handled_while_a_stream_waits(pair: Pair) -> None:
     left, right = pair
     before = signal.signal(signal.SIGUSR1, lambda *_: left.send(b"from the handler"))
     try:
@@ -95,7 +111,7 @@ def test_signals_are_handled_while_a_receiver_waits(pair: Pair) -> None:
         assert main is not None
         timer = threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGUSR1])
         timer.start()
-        assert Receiver(right, 100).receive() == (b"from the handler", [])
+        assert stream_of(right).receive() == (b"from the handler", [])
         timer.join()
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -105,15 +121,15 @@ def test_standing_answers_are_given_to_what_comes_alone(pair: Pair) -> None:
     left, right = pair
     question, other = b"what is it? ", b"how are you?"
     standing = Standing([(question, b"it is nothing"), (other, b"fine")])
-    receiver = Receiver(right, 100)
+    stream = stream_of(right)
 
     def ask(*messages: bytes, fds: Sequence[int] = ()) -> tuple[bytes, list[int]] | None:
         for message in messages:
             send_fds(left, message, fds)
-        return receiver.receive(standing)
+        return stream.receive(standing)
 
     left.send(question)
-    thread = threading.Thread(target=receiver.receive, args=(standing,))
+    thread = threading.Thread(target=stream.receive, args=(standing,))
     thread.start()
     left.settimeout(5)
     assert left.recv(100) == b"it is nothing"
@@ -131,7 +147,7 @@ def test_standing_answers_are_given_to_what_comes_alone(pair: Pair) -> None:
     assert len(got[1]) == 1
     close_fds(got[1])
     left.send(question)
-    assert receiver.receive(None) == (question, [])
+    assert stream.receive(None) == (question, [])
     # Whoever does not read gets no answer by this way: it would have to be waited for.
     right.setblocking(False)
     while True:
@@ -160,7 +176,34 @@ def test_no_descriptor_is_better_than_some(pair: Pair, receive: Receive) -> None
         close_fds(spare[4:])
 
 
-def test_send_all_waits_for_the_reader(pair: Pair) -> None:
+class SendAll(Protocol):
+    def __call__(
+        self,
+        sock: socket.socket,
+        data: bytes,
+        fds: Sequence[int] = ...,
+        *,
+        timeout: float | None = ...,
+        stop: Stop | None = ...,
+    ) -> bool: ...
+
+
+def stream_send(
+    sock: socket.socket,
+    data: bytes,
+    fds: Sequence[int] = (),
+    *,
+    timeout: float | None = None,
+    stop: Stop | None = None,
+) -> bool:
+    return stream_of(sock, stop=stop).send(data, fds, timeout=timeout)
+
+
+senders = pytest.mark.parametrize("send", [send_all, stream_send])
+
+
+@senders
+def test_sending_waits_for_the_reader(pair: Pair, send: SendAll) -> None:
     left, right = pair
     left.setblocking(False)
     data = os.urandom(1 << 20)
@@ -175,24 +218,53 @@ def test_send_all_waits_for_the_reader(pair: Pair) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert send_all(left, data, [left.fileno()], timeout=10)
+    assert send(left, data, [left.fileno()], timeout=10)
     reader.join()
     assert bytes(got) == data
     assert len(fds) == 1
     close_fds(fds)
 
 
-def test_send_all_gives_up(pair: Pair) -> None:
-    left, _ = pair
+@senders
+def test_sending_gives_up(pair: Pair, send: SendAll) -> None:
+    left, right = pair
     left.setblocking(False)
     with pytest.raises(TimeoutError, match=r"nothing for 0\.01 s"):
-        send_all(left, bytes(1 << 22), timeout=0.01)
+        send(left, bytes(1 << 22), timeout=0.01)
     with Stop() as stop:
         assert not stop.is_set()
         stop.set()
         stop.set()
         assert stop.is_set()
-        assert not send_all(left, bytes(1 << 22), stop=stop)
+        assert not send(left, bytes(1 << 22), stop=stop)
+    right.close()
+    with pytest.raises(OSError, match="Broken pipe"):
+        send(left, b"x")
+
+
+def test_a_stream_accepts_until_it_is_stopped(tmp_path: Path) -> None:
+    before = footprint()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client, Stop() as stop:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+        listener.setblocking(False)
+        client.connect(str(tmp_path / "sock"))
+        client.send(b"hello")
+        stream = Stream(100, stop)
+        assert stream.accept(listener)
+        assert stream.receive() == (b"hello", [])
+        assert stream.send(b"welcome")
+        assert client.recv(100) == b"welcome"
+        stream.close()
+        assert client.recv(100) == b""
+        stream.close()
+        timer = threading.Timer(0.05, stop.set)
+        timer.start()
+        assert not stream.accept(listener)
+        timer.join()
+        with pytest.raises(OSError, match="Invalid argument"):
+            Stream(100).accept(client)
+    assert footprint() == before
 
 
 def test_wait(pair: Pair) -> None:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """From rounds to figures, tables and charts, without a backend."""
 
+import os
+import subprocess
+import threading
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -10,6 +14,7 @@ from vhost._core import lib
 from vhost.bench import Access, Condition, Peer, Round, Workload, chart, figures, markdown, marks, plain
 from vhost.bench.connection import Run
 from vhost.bench.histogram import percentile
+from vhost.bench.turns import cpu_time
 
 RUN = Run(
     requests=1000,
@@ -59,6 +64,27 @@ def test_ratios_are_taken_within_rounds() -> None:
     _, figure = figures([*first, *second])
     assert figure.rate_ratio == pytest.approx(2.0)
     assert figure.server_ratio == pytest.approx(0.5)
+
+
+def test_cpu_time_has_that_of_threads_that_have_ended() -> None:
+    def work() -> None:
+        while time.thread_time() < 0.05:
+            pass
+
+    before = cpu_time(os.getpid())
+    assert before is not None
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    after = cpu_time(os.getpid())
+    assert after is not None
+    assert after - before >= 50e6
+
+
+def test_cpu_time_of_a_process_that_has_ended() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert cpu_time(child.pid) is None
 
 
 def test_cpu_time_that_nobody_knows() -> None:

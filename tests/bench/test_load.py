@@ -157,6 +157,28 @@ def test_writes_are_written_and_read_back(disk: tuple[Disk, str]) -> None:
     assert struct.unpack_from("<Q", device.data, 512) == (1 ^ 1 << 63,)
 
 
+class Refusing(Disk):
+    """Keeps what is written with data of its own, and says that it has not."""
+
+    name = "refusing"
+
+    def process(self, chain: vhost.Chain) -> None:
+        super().process(chain)
+        kind, sector = self.requests[-1]
+        if kind and self.data[sector * 512 + 7] & 0x80:
+            chain.write_at(chain.writable - 1, b"\1")
+
+
+def test_a_write_that_is_refused_is_found_whatever_is_read_back(tmp_path: Path) -> None:
+    work = replace(DISK, access=Access.WRITE)
+    with serving(Refusing(), tmp_path) as path, Load(path, work, 4, poll=False, sample=1) as load:
+        check(load.run(30, limit=10), 10)
+        wrong = load.check_writes()
+    assert wrong.sampled == 16
+    assert wrong.faults == 16
+    assert wrong.fault.startswith("status 1 for sector ")
+
+
 def test_data_in_the_wrong_place_is_found(disk: tuple[Disk, str]) -> None:
     device, path = disk
     struct.pack_into("<Q", device.data, 512 * 9, 10)

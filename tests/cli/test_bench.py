@@ -326,6 +326,15 @@ def test_a_disk_in_memory_is_filled_before_it_is_compared(folder: Path) -> None:
     assert int(compared.replace(",", "")) > 0
 
 
+@pytest.mark.parametrize(("size", "each"), [("66048", "512"), ("1536", "512"), ("294912", "98304")])
+def test_a_disk_of_any_size_is_filled_to_its_end(folder: Path, size: str, each: str) -> None:
+    disk = f"odd:fill=vhost-blk --socket-path=@SOCKET@ --quiet --memory={size}"
+    done = bench(folder, "blk", disk, "--read", f"--size={each}", *QUICK, "--time=0.2")
+    assert (done.returncode, done.stderr) == (0, "")
+    ((*_, compared),) = table(done.stdout)
+    assert int(compared.replace(",", "")) > 0
+
+
 def test_help_shows_examples() -> None:
     done = run("vhost", "bench", "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -257,7 +257,22 @@ def test_driver_chooses_the_cache_mode(image: Path) -> None:
     assert device.config() == bytes(whole)
     device.set_config(32, b"\0")
     device.reset()
+    assert device.config()[32] == 0  # as the front-end's copy says
+    device.negotiated(ALL)
+    assert writes_through(device)
+    device.disconnected()
     assert device.config()[32] == 1
+    device.close()
+
+
+def test_cache_mode_chosen_without_flush_holds_for_the_next_driver(image: Path) -> None:
+    device = negotiated(Blk(image), ALL & ~BlkFeature.FLUSH)
+    device.set_config(32, b"\0")
+    device.reset()
+    device.negotiated(ALL)
+    assert (device.config()[32], writes_through(device)) == (0, True)
+    device.set_config(32, b"\1")
+    assert (device.config()[32], writes_through(device)) == (1, False)
     device.close()
 
 

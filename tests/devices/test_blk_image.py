@@ -7,18 +7,22 @@ import resource
 import select
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import vhost
+from tests.frontend.served import served
 from vhost import Device
 from vhost._core import lib
 from vhost.devices.blk import Blk
 from vhost.devices.blk_path import UringPath
 from vhost.devices.image import Image
 from vhost.errors import DeviceError
+from vhost.frontend import Blk as Client
 from vhost.virtio.blk import BlkFeature
 from vhost.virtio.blk import BlkRequest as Request
 from vhost.virtio.blk import BlkStatus as Status
@@ -113,6 +117,20 @@ def test_an_operation_has_a_megabyte_of_several_requests(
     assert device_of(driver).statistics(0) == (32, 2)
 
 
+@pytest.mark.parametrize(("piece", "calls"), [(512, 1), (256, 2)])
+def test_pieces_of_a_block_are_not_for_the_kernel(
+    rig: MakeRig, kinds: Callable[[str], Backed], piece: int, calls: int
+) -> None:
+    backed = kinds("sync")
+    disk = backed.disk()
+    disk.memory_align = 4  # as NVMe disks have it
+    driver = rig(Blk(disk))
+    size = 512 << 10  # two times what goes through aligned memory at once
+    done, data = driver.ask(header(Request.IN), room=(piece, size - piece, 1))
+    assert (done, data) == (size + 1, backed.initial[:size] + b"\0")
+    assert device_of(driver).statistics(0) == (1, calls)
+
+
 # ---- images that shrink, and disks that are full ----
 
 
@@ -156,6 +174,19 @@ def test_writes_to_an_image_that_became_shorter_arrive(
         assert (
             driver.ask(header(Request.IN, 100 + 50 * i), room=513)[1] == bytes([i + 1]) * 512 + b"\0"
         )  # as the driver sees it too
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("unmap", [0, 1])
+def test_zeroes_in_an_image_that_became_shorter_can_be_read(
+    rig: MakeRig, kinds: Callable[[str], Backed], kind: str, unmap: int
+) -> None:
+    backed = kinds(kind)
+    driver = rig(backed.device())
+    os.truncate(backed.path, 512)
+    answer = driver.ask(header(Request.WRITE_ZEROES), segment(100, 8, unmap), room=1)
+    assert status(answer) is Status.OK
+    assert driver.ask(header(Request.IN, 100), room=PAGE + 1)[1] == bytes(PAGE) + b"\0"
 
 
 @contextmanager
@@ -329,6 +360,28 @@ def test_a_mapping_is_not_direct(kinds: Callable[[str], Backed]) -> None:
 # ---- in flight ----
 
 
+@pytest.mark.usefixtures("unix_build")
+@pytest.mark.parametrize("kind", [*IMAGES, "bounce"])
+def test_cache_mode_that_changes_in_the_middle_of_a_write(on_disk: Path, kind: str) -> None:
+    size = 32 << 20
+    path = on_disk / "large.img"
+    path.write_bytes(bytes(size))
+    os.sync()
+    for delay in (0, 0.001, 0.002, 0.003, 0.005):
+        disk = Image(path, io="sync" if kind == "bounce" else kind)
+        if kind == "bounce":
+            disk.memory_align = PAGE  # which the data of a request are not
+        device = Blk(disk)
+        with served(device) as sock, vhost.connect(sock, ram_size=2 * size) as frontend:
+            client = Client(frontend)
+            written = client.submit_write(0, b"x" * size)
+            time.sleep(delay)
+            frontend.set_config(32, b"\0")
+            client.wait(written)
+        assert dirty_pages(path) == 0, f"{delay * 1000} ms into the write"
+        device.close()
+
+
 class Slow:
     """A disk whose reads wait until somebody writes to a pipe, and its path by hand."""
 
@@ -446,7 +499,6 @@ def test_cache_mode_that_changes_under_a_write(rig: MakeRig, on_disk: Path) -> N
     driver.offer(header(Request.OUT, 0), b"x" * PAGE, room=1)
     batch = driver.queue.pop()
     # It is submitted for the cache, and the driver switches that off before it is completed.
-    device._set_writeback(True)
     write = driver.queue._q
     path.serve(path, write, batch.cdata)
     device.set_config(32, b"\0")

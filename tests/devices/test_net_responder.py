@@ -140,6 +140,16 @@ def test_address_by_dhcp() -> None:
     assert answer(*station.respond(dhcp(1, (50, address.packed), client=b"\2\0\0\0\0\2")))[1] == address
 
 
+def test_an_address_that_was_declined_is_not_given_again() -> None:
+    station = Responder(IPv4Interface("10.9.0.1/29"))
+    for number in range(2, 7):
+        assert answer(*station.respond(dhcp(1)))[1] == IPv4Address(f"10.9.0.{number}")
+        station.respond(
+            dhcp(4, (50, IPv4Address(f"10.9.0.{number}").packed), (54, IPv4Address("10.9.0.1").packed))
+        )
+    assert station.respond(dhcp(1)) == []
+
+
 def test_a_server_that_was_not_chosen_is_silent() -> None:
     assert host().respond(dhcp(3, (50, IPv4Address("10.0.2.2").packed), (54, bytes(4)))) == []
 

@@ -11,8 +11,9 @@ import pytest
 
 import vhost
 from tests.frontend.served import Reverse, served
+from vhost._core import lib
 from vhost.devices.blk import Blk as BlkDevice
-from vhost.frontend import Blk, Rng
+from vhost.frontend import Blk, Frontend, Rng
 from vhost.virtqueue import Chain
 
 pytestmark = pytest.mark.usefixtures("no_leaks", "unix_build")
@@ -214,3 +215,24 @@ def test_a_device_that_is_no_disk(backend: socket.socket, device: Reverse) -> No
         pytest.raises(vhost.errors.LocalProtocolError),
     ):
         Blk(frontend)
+
+
+def test_the_cache_mode_is_the_front_ends_until_it_goes(image: Path) -> None:
+    disk = BlkDevice(image)
+
+    def mode(frontend: Frontend) -> tuple[bytes, bool]:
+        return frontend.config(32, 1), bool(disk._core.flags & lib.VH_BLK_WRITE_THROUGH)
+
+    with served(disk) as sock, vhost.connect(sock) as frontend:
+        assert mode(frontend) == (b"\1", False)
+        frontend.set_config(32, b"\0")
+        assert mode(frontend) == (b"\0", True)
+        frontend.log_start()  # SET_FEATURES comes again
+        assert mode(frontend) == (b"\0", True)
+        frontend.log_stop()
+        assert mode(frontend) == (b"\0", True)
+        frontend.reset()
+        assert mode(frontend) == (b"\0", True)
+    with served(disk) as sock, vhost.connect(sock) as frontend:
+        assert mode(frontend) == (b"\1", False)
+    disk.close()

@@ -4,15 +4,18 @@
 import os
 import random
 import socket
+import threading
 from typing import Any
 
 import pytest
 
 import vhost
-from tests.frontend.served import Reverse
+from tests.frontend.served import Reverse, served
 from vhost.errors import RefusedError
 from vhost.frontend import FrontendQueue, LinearIommu
+from vhost.frontend.ram import GUEST_BASE
 from vhost.protocol import PackedBase, Quirks, SetInflightFd
+from vhost.virtqueue import Chain, Queue
 
 PAGE = 4096
 
@@ -183,7 +186,7 @@ def test_translations_taken_back_while_in_use(backend: socket.socket, kind: str)
     options = {"queue_size": 16} | KINDS[kind]
     with vhost.connect(backend, iommu=iommu, ram_size=1 << 18, **options) as device:
         queue = device.queue(0)
-        start = iommu.iova(device.ram.size and vhost.frontend.ram.GUEST_BASE, 1)
+        start = iommu.iova(GUEST_BASE, 1)
         wanted: dict[int, bytes] = {}
         for turn in range(60):
             for _ in range(rng.randint(1, 8)):
@@ -202,6 +205,63 @@ def test_translations_taken_back_while_in_use(backend: socket.socket, kind: str)
             done = queue.wait()
             assert done.data == wanted.pop(done.token)
         assert iommu.misses > 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_translation_of_the_ring_goes_with_that_of_another_page(backend: socket.socket, kind: str) -> None:
+    """One translation covers all memory; the ring's pages, which stay, are still logged."""
+    iommu = LinearIommu(grain=1 << 21)
+    with vhost.connect(backend, iommu=iommu, ram_size=1 << 20, timeout=10, **KINDS[kind]) as device:
+        last = iommu.iova(GUEST_BASE, 1) + device.ram.size - PAGE
+        for _ in range(3):
+            device.log_start()
+            device.iotlb_invalidate(last, PAGE)
+            many(device.queue(0), random.Random(kind), 20)
+            ring = device._session.ring(0)
+            assert {part.gpa // PAGE * PAGE for part in ring.vring._parts[:3]} & set(device.dirty())
+            device.iotlb_invalidate(last, PAGE)
+            device.log_stop()
+            many(device.queue(0), random.Random(kind), 20)
+
+
+class Keeper(Reverse):
+    """Returns chains only when the ring stops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Chain] = []
+        self.has = threading.Semaphore(0)
+
+    def handle(self, queue: Queue) -> float | None:
+        for chain in queue:
+            self.kept.append(chain)
+            self.has.release()
+        return None
+
+    def stop(self, index: int) -> None:
+        for chain in self.kept:
+            self.process(chain)
+            chain.push()
+        self.kept.clear()
+
+
+@pytest.mark.usefixtures("no_leaks", "unix_build")
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_with_the_device_are_returned_before_a_translation_goes(kind: str) -> None:
+    keeper, iommu = Keeper(), LinearIommu(grain=1 << 21)
+    with (
+        served(keeper) as sock,
+        vhost.connect(sock, iommu=iommu, ram_size=1 << 18, timeout=10, **KINDS[kind]) as device,
+    ):
+        queue = device.queue(0)
+        last = iommu.iova(GUEST_BASE, 1) + device.ram.size - PAGE
+        for _ in range(3):
+            tokens = [queue.submit(b"abc", 3) for _ in range(2)]
+            for _ in tokens:
+                assert keeper.has.acquire(timeout=10)
+            assert not list(queue.completed())
+            device.iotlb_invalidate(last, PAGE)
+            assert [queue.wait(token).data for token in tokens] == [b"cba", b"cba"]
 
 
 @pytest.mark.parametrize("kind", ["split", "packed", "packed-in-order"])

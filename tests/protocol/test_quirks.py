@@ -23,6 +23,7 @@ from vhost.protocol import (
     Payload,
     ProtocolFeature,
     Quirks,
+    RegionRepeats,
     Rejected,
     Request,
     SetConfig,
@@ -77,6 +78,22 @@ def offered(quirks: Quirks, bits: int) -> int | None:
     return found[0].value if found and isinstance(found[0], U64) else None
 
 
+def repeats(quirks: Quirks, steps: str) -> str:
+    """Which steps are taken for repetitions, where two regions are remembered.
+
+    :param steps: ``a``, ``b``, ``c``: it is added again; ``r``: ``a`` is removed; ``-``: a new table.
+    """
+    known, taken = RegionRepeats(quirks, 2), ""
+    for step in steps:
+        if step == "-":
+            known.clear()
+        elif step == "r":
+            taken += step * known.removed(MemoryRegion(ord("a"), 1, 0, 0))
+        else:
+            taken += step * known.added(MemoryRegion(ord(step), 1, 0, 0))
+    return taken
+
+
 # What to look at, with the switch on and off: row, probe, result when on, result when off.
 CASES: list[tuple[str, Callable[[Quirks], object], object, object]] = [
     ("inflight_20", lambda q: read(q, 32, bytes(20), 1), SetInflightFd(0, 0, 0, 0), None),
@@ -100,6 +117,11 @@ CASES: list[tuple[str, Callable[[Quirks], object], object, object]] = [
     ("many_regions", lambda q: read(q, 5, raw(8, (0, 4, 0xFFFF_FFFF))), None, None),
     ("rem_mem_reg_fd", lambda q: read(q, 38, bytes(40), 1) is None, False, True),
     ("rem_mem_reg_fd", lambda q: read(q, 38, bytes(40), 2), None, None),
+    ("repeated_regions", lambda q: repeats(q, "aarr"), "aarr", ""),
+    ("repeated_regions", lambda q: repeats(q, "ararr"), "arar", ""),
+    ("repeated_regions", lambda q: repeats(q, "abc"), "ab", ""),
+    ("repeated_regions", lambda q: repeats(q, "abrac"), "abra", ""),
+    ("repeated_regions", lambda q: repeats(q, "a-r"), "a", ""),
     ("log_base_reply", lambda q: answer(q, SetLogBase(1, 2), b"") is None, False, False),
     ("log_base_reply", lambda q: answer(q, SetLogBase(1, 2), bytes(8)) is None, False, True),
     ("config_error_header", lambda q: answer(q, GetConfig(0, 4), bytes(12)) is None, False, True),
@@ -110,7 +132,7 @@ CASES: list[tuple[str, Callable[[Quirks], object], object, object]] = [
         "xen_no_advance_map_8",
         lambda q: read(q, 37, raw(48, (16, 8, 0x1000), (40, 4, 0xA), (44, 4, 1)), 1, XEN),
         AddMemReg(NO_ADVANCE),
-        AddMemReg(replace(NO_ADVANCE, xen_flags=0xA)),
+        AddMemReg(NO_ADVANCE._replace(xen_flags=0xA)),
     ),
     (
         "write_xen_no_advance_map_8",

@@ -238,3 +238,17 @@ with memory.access(0, PAGE, write=True) as view:
         raise AssertionError("read into nothing")
 assert memory.damaged() is None
 """)
+
+
+@pytest.mark.parametrize("offset", [0, 8, 4096])
+def test_an_inflight_region_is_truncated(offset: int) -> None:
+    survives(f"""
+from vhost.mem import InflightRegion, InflightSpec
+more = os.memfd_create("more")
+os.ftruncate(more, 64 * PAGE + {offset})
+region = InflightRegion(more, InflightSpec(64 * PAGE, {offset}, 64, 100))
+os.ftruncate(more, 0)
+for index in range(64):
+    lib.vh_inflight_format(ffi.cast("uint8_t *", region.part(index, 100, packed=False)), 100, False)
+region.close()
+""")

@@ -4,6 +4,7 @@
 import os
 import struct
 from array import array
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +115,25 @@ def test_views_end_with_the_chain() -> None:
         second.push()
     ffi.release(held)
     second.push()
+    g.close()
+
+
+def test_views_end_with_the_batch_whatever_chain_object_gave_them() -> None:
+    g = Guest()
+    simple(g, 0, b"mine", 4)
+    simple(g, 1, b"more", 4)
+    g.offer(0, 2)
+    batch = g.queue.pop()
+    views = [view for chain in batch for view in (*chain.readable_iov(), *chain.writable_iov())]
+    batch[1].done()
+    held = ffi.from_buffer(views[0])
+    with pytest.raises(DeviceError, match="still holds a view"):
+        batch.push()
+    ffi.release(held)
+    batch.push()
+    for view in views:
+        with pytest.raises(ValueError, match="released"):
+            bytes(view)
     g.close()
 
 
@@ -326,6 +346,19 @@ def test_closed_queue_is_empty_and_takes_late_chains() -> None:
     chain.push()  # a device that is late
     assert g.used() == []
     g.close()
+
+
+def test_a_batch_that_outlives_its_queue_keeps_its_memory() -> None:
+    g = Guest()
+    simple(g, 0, b"", 4)
+    simple(g, 1, b"", 4)
+    g.offer(0, 2)
+    first, second = g.queue.pop()
+    g.close()
+    first.push()
+    assert second.write(b"late") == 4, "nobody dies"
+    second.push()
+    assert "memfd:guest" not in Path("/proc/self/maps").read_text()
 
 
 def test_full_call_counter_does_not_block() -> None:

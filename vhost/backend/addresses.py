@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Where the three parts of a vring are, as the front-end said it, and how they are found in guest memory."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from vhost.errors import GuestMemoryError, RemoteProtocolError, UnmappedError
 from vhost.mem import GuestMemory, Iotlb, RingAccess
 from vhost.virtqueue import Miss, RingLayout
 
-__all__ = ("RingAddresses",)
+__all__ = ("RingAddresses", "map_parts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +77,19 @@ class RingAddresses:
                 raise UnmappedError(f"{part} of {size} bytes at {address:#x}: {error}") from None
         return places
 
-    def map(
-        self, memory: GuestMemory, layout: RingLayout, iotlb: Iotlb | None = None
-    ) -> tuple[RingAccess, RingAccess, RingAccess]:
-        """The three parts, mapped until they are closed.
 
-        :raises UnmappedError: as in :meth:`find`.
-        :raises GuestMemoryError: one part cannot be written.
-        """
-        with ExitStack() as undo:
-            places = self.find(memory, layout, iotlb)
-            descriptor, avail = [undo.enter_context(memory.ring(gpa, size)) for gpa, size in places[:2]]
-            # The low byte of the used ring's flags: a driver that was told not to kick kicks again. Of a
-            # packed
-            # ring's event suppression it is in the second half.
-            used = undo.enter_context(memory.ring(*places[2], clear=2 if layout.packed else 0))
-            undo.pop_all()
-        return descriptor, avail, used
+def map_parts(
+    memory: GuestMemory, layout: RingLayout, places: Sequence[tuple[int, int]]
+) -> tuple[RingAccess, RingAccess, RingAccess]:
+    """The three parts of a ring, mapped until they are closed.
+
+    :param places: from :meth:`RingAddresses.find`.
+    :raises GuestMemoryError: one part cannot be written.
+    """
+    with ExitStack() as undo:
+        descriptor, avail = [undo.enter_context(memory.ring(gpa, size)) for gpa, size in places[:2]]
+        # The low byte of the used ring's flags: a driver that was told not to kick kicks again. Of a packed
+        # ring's event suppression it is in the second half.
+        used = undo.enter_context(memory.ring(*places[2], clear=2 if layout.packed else 0))
+        undo.pop_all()
+    return descriptor, avail, used

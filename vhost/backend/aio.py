@@ -32,10 +32,14 @@ class LoopRunner:
         if self._kick >= 0:
             self._loop.add_reader(self._kick, self._kicked)
         self._events = -1  # the descriptor of the data path, while it is watched
+        self._stopped = False
+        assert ring.lane is not None
+        ring.lane.queue.check_calls()
         self._next: asyncio.Handle = self._loop.call_soon(self._look)
 
     def stop(self) -> None:
         """Call no more."""
+        self._stopped = True
         self._next.cancel()
         self._watch(-1)
         if self._kick >= 0:
@@ -50,13 +54,16 @@ class LoopRunner:
         self._look()
 
     def _look(self) -> None:
+        if self._stopped:
+            return  # it was called for before that, and the ring may have another runner now
         self._next.cancel()
         delay = self._ring.service()
         lane = self._ring.lane
         if self._ring.broken or lane is None:
             self.stop()
             return
-        self._watch(lane.event_fd)
+        # While it waits for a translation, nobody takes what this would tell.
+        self._watch(-1 if lane.cdata.off else lane.event_fd)
         if delay is not None:
             self._next = self._loop.call_later(delay, self._look)
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""One of the three descriptors of a vring (kick, call, err): an eventfd, or a pipe or socket in its place.
+"""A descriptor for notifications (kick, call, err, log): an eventfd, or a pipe or socket in its place.
 
 The descriptor comes from the peer, so it is checked, made non-blocking, and expected to fail at any time.
 """
 
+import errno
 import os
 import stat
 
+from vhost._core import lib
 from vhost.errors import RemoteProtocolError
 
 __all__ = ("Notifier",)
-
-_ONE = (1).to_bytes(8, "little")
 
 
 class Notifier:
@@ -47,29 +47,24 @@ class Notifier:
     def signal(self) -> None:
         """Tell the peer; that it does not listen any more is its own affair."""
         if self.fd >= 0:
-            try:
-                os.write(self.fd, _ONE)
-            except OSError:
-                pass
+            lib.vh_notify(self.fd)
 
     def drain(self) -> str | None:
         """Take the pending notification, if any.
 
         :returns: None, or why there will never be one again.
         """
-        try:
-            return None if os.read(self.fd, 8) else "the peer has closed it"
-        except BlockingIOError:
+        result = lib.vh_take(self.fd, True)
+        if result >= 0:
             return None
-        except OSError as error:
-            return error.strerror or str(error)
+        return "the peer has closed it" if result == -errno.EPIPE else os.strerror(-result)
 
 
 def _check(fd: int, name: str) -> None:
-    mode = os.fstat(fd).st_mode
-    # An eventfd has no file type at all. Others cannot be polled, or a write to them could block.
-    if stat.S_IFMT(mode) and not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
+    result = lib.vh_notifier(fd)
+    if result > 0:
         raise RemoteProtocolError(
-            f"the {name} is of file type {stat.filemode(mode)[0]!r}, not an eventfd or a pipe"
+            f"the {name} is of file type {stat.filemode(result)[0]!r}, not an eventfd or a pipe"
         )
-    os.set_blocking(fd, False)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from vhost.devices.device import Device
 from vhost.errors import DeviceError, ProtocolError
-from vhost.io.receiver import Standing
+from vhost.io.stream import Standing
 from vhost.mem import Memory
 from vhost.protocol import U64, Channel, Connection, Message, ProtocolFeature, Side, VirtioFeature
 from vhost.protocol import frontend_messages as fe

@@ -11,11 +11,11 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from vhost._core import lib
-from vhost.backend.addresses import RingAddresses
+from vhost.backend.addresses import RingAddresses, map_parts
 from vhost.backend.notifier import Notifier
 from vhost.devices.device import Device
 from vhost.errors import RemoteProtocolError, VhostError, VirtqueueError
@@ -27,6 +27,14 @@ from vhost.virtqueue import Lane, Miss, Queue, RingLayout
 __all__ = ("Host", "Ring", "Runner")
 
 log = logging.getLogger("vhost.backend")
+
+# Plain integers: operations on flags take longer than all the rest.
+_VERSION_1 = int(VirtioFeature.VERSION_1)
+_PACKED = int(VirtioFeature.RING_PACKED)
+_INDIRECT = int(VirtioFeature.RING_INDIRECT_DESC)
+_EVENT_IDX = int(VirtioFeature.RING_EVENT_IDX)
+_IN_ORDER = int(VirtioFeature.IN_ORDER)
+_LOG_ALL = int(VirtioFeature.LOG_ALL)
 
 # Seconds between two looks at a ring whose driver never kicks.
 POLL_INTERVAL = 0.001
@@ -76,6 +84,8 @@ class Ring:
         self.broken = False
         #: What a runner runs; there is one while the ring is started and its memory is found.
         self.lane: Lane | None = None
+        #: Where its queue records what is in flight.
+        self.recorded: InflightRegion | None = None
         self._call = Notifier(f"call descriptor of ring {index}")
         self._err = Notifier(f"err descriptor of ring {index}")
         self._device = device
@@ -84,6 +94,7 @@ class Ring:
         self._run = run
         self._size = 0
         self._addresses: RingAddresses | None = None
+        self._descriptors = 0  # their guest-physical address while there is a queue
         self._base = 0
         self._big_endian = False
         self._polled = False
@@ -100,8 +111,9 @@ class Ring:
         if not 0 < size <= most or (size & (size - 1) and not packed):
             kind = "1" if packed else "a power of two from 1"
             raise RemoteProtocolError(f"{size} entries; {kind} to {most} is needed")
-        with self.changed():
-            self._size = size
+        self._halt()
+        self._size = size
+        self._reopen()
 
     def set_addresses(self, addresses: RingAddresses) -> None:
         """SET_VRING_ADDR. They are looked up now, if there is memory and a size, and again at each start.
@@ -109,9 +121,10 @@ class Ring:
         :raises RemoteProtocolError: they are not aligned.
         :raises UnmappedError: one part is not wholly in guest memory.
         """
-        addresses.check(RingLayout(self._size or 1, self._packed))
-        if self._size and self._memory.table.regions and self._host.iotlb is None:
-            addresses.find(self._memory, RingLayout(self._size, self._packed))
+        layout = RingLayout(self._size or 1, self._packed)
+        addresses.check(layout)
+        if self._size and len(self._memory.table) and self._host.iotlb is None:
+            addresses.find(self._memory, layout)
         queue = self._queue
         if queue is not None and self._addresses is not None and addresses.same_place(self._addresses):
             # Only the log is switched on or off.
@@ -120,8 +133,9 @@ class Ring:
             self._log(queue)
             self._settle()
             return
-        with self.changed():
-            self._addresses = addresses
+        self._halt()
+        self._addresses = addresses
+        self._reopen()
 
     def set_base(self, base: int) -> None:
         """SET_VRING_BASE: where to go on.
@@ -135,13 +149,15 @@ class Ring:
             base = place.base()
         elif base > 0xFFFF:
             raise RemoteProtocolError(f"base {base:#x}; the index of a split ring has 16 bits")
-        with self.changed():
-            self._base = base
+        self._halt()
+        self._base = base
+        self._reopen()
 
     def set_endian(self, big: bool) -> None:
         """SET_VRING_ENDIAN: the byte order of a legacy driver's ring."""
-        with self.changed():
-            self._big_endian = big
+        self._halt()
+        self._big_endian = big
+        self._reopen()
 
     def set_kick(self, fd: int) -> None:
         """SET_VRING_KICK starts the ring; with `fd` -1 the driver never kicks and the ring is polled.
@@ -217,6 +233,13 @@ class Ring:
                 self._log(self._queue)
             self._settle()
 
+    def without(self, iova: int, size: int) -> AbstractContextManager[None]:
+        """Translations of these addresses go inside, where no chain that was popped with them is in use."""
+        self._rest()
+        queue = self._queue
+        holds = self.lane is not None and not self.lane.native and queue is not None and queue.held
+        return self.changed() if holds or self._uses(iova, size) else self.paused()
+
     def close(self) -> None:
         """The connection is over."""
         self.stop()
@@ -226,14 +249,14 @@ class Ring:
     # ---- while it runs ----
 
     def refresh(self) -> None:
-        """There is more guest memory than before."""
-        if self._queue is not None:
-            self._queue.refresh()
+        """There is more guest memory than before. What Python pops is popped with it anyway."""
+        if self.lane is not None and self.lane.native:
+            self.lane.queue.refresh()
 
     def translated(self) -> None:
         """There are new translations, perhaps those that the ring waits for."""
         if self.lane is not None:
-            self.lane.queue.refresh()
+            self.refresh()
             if self._runner is not None:
                 # What the device did not take for want of a translation it has not declined.
                 self.lane.cdata.look = 1
@@ -242,12 +265,17 @@ class Ring:
         elif self.state.started and not self.broken:
             self._reopen()
 
-    def uses(self, iova: int, size: int) -> bool:
-        """Whether the ring itself has one of these I/O addresses."""
+    def _uses(self, iova: int, size: int) -> bool:
+        # Whether the ring itself has one of these I/O addresses.
         if self._addresses is None or not self._size:
             return False
         parts = self._addresses.parts(RingLayout(self._size, self._packed))
         return any(address < iova + size and iova < address + length for _, address, length in parts)
+
+    def let_go(self) -> None:
+        """The runner does not stop: it may wait for a descriptor of the driver, who has made it block."""
+        self._call.drain()
+        self.kick.signal()
 
     # ---- what the runner calls ----
 
@@ -363,7 +391,7 @@ class Ring:
 
     @property
     def _packed(self) -> bool:
-        return bool(self._host.features & VirtioFeature.RING_PACKED)
+        return bool(self._host.features & _PACKED)
 
     def _open(self) -> None:
         if not self._size or self._addresses is None:
@@ -377,16 +405,18 @@ class Ring:
         features, inflight = host.features, 0
         if host.inflight is not None:
             inflight = host.inflight.part(self.index, self._size, packed=layout.packed)
+        places = self._addresses.find(self._memory, layout, host.iotlb)
+        self._descriptors = places[0][0]
         queue = Queue(
             self.index,
             layout,
             self._memory,
-            self._addresses.map(self._memory, layout, host.iotlb),
+            map_parts(self._memory, layout, places),
             base=self._base,
-            event_idx=bool(features & VirtioFeature.RING_EVENT_IDX),
-            indirect=bool(features & VirtioFeature.RING_INDIRECT_DESC),
-            in_order=bool(features & VirtioFeature.IN_ORDER),
-            big_endian=self._big_endian and not features & VirtioFeature.VERSION_1,
+            event_idx=bool(features & _EVENT_IDX),
+            indirect=bool(features & _INDIRECT),
+            in_order=bool(features & _IN_ORDER),
+            big_endian=self._big_endian and not features & _VERSION_1,
             max_chain=self._device.max_chain,
             call_fd=self._call.fd,
             translation=host.iotlb,
@@ -400,6 +430,7 @@ class Ring:
             queue.close()
             raise
         self.lane = Lane(queue, path, self.kick.fd)
+        self.recorded = host.inflight
         log.info("%s started: %d entries, base %#x", self.name, self._size, self._base)
         if queue.again:
             log.info("%s: %d chains were in flight, and are served again", self.name, queue.again)
@@ -407,12 +438,10 @@ class Ring:
     def _log(self, queue: Queue) -> None:
         host, addresses = self._host, self._addresses
         assert addresses is not None
-        if host.log is None or not host.features & VirtioFeature.LOG_ALL:
+        if host.log is None or not host.features & _LOG_ALL:
             queue.log_to(None)
             return
-        ring = 0
-        if addresses.log is not None and queue.packed:
-            ring = addresses.find(self._memory, RingLayout(self._size, True), host.iotlb)[0][0]
+        ring = self._descriptors if queue.packed else 0
         queue.log_to(host.log, data=True, used=addresses.log, ring=ring)
 
     def _reopen(self) -> None:
@@ -454,8 +483,9 @@ class Ring:
             log.exception("%s: the device failed to stop it", self.name)
         self._base = queue.base
         queue.close()
-        if held := queue.popped - queue.pushed - queue.lost:
-            log.error("%s: the device has not returned %d of %d chains", self.name, held, queue.popped)
+        self.recorded = None
+        if queue.held:
+            log.error("%s: the device has not returned %d of %d chains", self.name, queue.held, queue.popped)
         log.info("%s stopped: base %#x, %d chains served", self.name, self._base, queue.pushed)
 
     def _shut(self) -> None:

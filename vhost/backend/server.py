@@ -13,8 +13,8 @@ from vhost.backend.session import MakeMemory, Session
 from vhost.backend.worker import Polling, Workers
 from vhost.devices.device import Device
 from vhost.errors import RemoteProtocolError
-from vhost.io.receiver import Receiver
-from vhost.io.sockets import HasFileno, send_all, wait
+from vhost.io.sockets import HasFileno, wait
+from vhost.io.stream import Stream
 from vhost.mem import Memory
 
 __all__ = ("serve",)
@@ -56,34 +56,31 @@ def serve(
     """
     check_device(device)
     source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
+    conversation = _Conversation(device, stop, memory, polling)
     try:
         if source.listening:
             log.info("%s: listening on %s", device.name, source)
-            _accept(device, source.sock, stop, memory, polling)
+            _accept(conversation, source.sock)
         else:
-            _converse(device, source.sock, stop, memory, polling)
+            conversation.stream.adopt(source.sock.detach())
+            conversation.hold()
     finally:
+        conversation.stream.close()
         source.close()
 
 
-def _accept(
-    device: Device,
-    listener: socket.socket,
-    stop: HasFileno | None,
-    memory: MakeMemory,
-    polling: Polling | None,
-) -> None:
-    while wait(listener, select.POLLIN, stop=stop):
+def _accept(conversation: "_Conversation", listener: socket.socket) -> None:
+    device, stop = conversation.device, conversation.stop
+    while True:
+        conversation.prepare()
         try:
-            client, _ = listener.accept()
-        except BlockingIOError:
-            continue  # it went away again
+            if not conversation.stream.accept(listener):
+                return
         except OSError as error:
             log.error("%s: cannot accept a connection: %s", device.name, error)
             _pause(stop)
-            continue
-        client.setblocking(False)
-        _converse(device, client, stop, memory, polling)
+        else:
+            conversation.hold()
 
 
 def _pause(stop: HasFileno | None) -> None:
@@ -96,33 +93,42 @@ def _pause(stop: HasFileno | None) -> None:
             pass
 
 
-def _converse(
-    device: Device,
-    sock: socket.socket,
-    stop: HasFileno | None,
-    memory: MakeMemory,
-    polling: Polling | None,
-) -> None:
-    log.info("%s: front-end connected", device.name)
-    workers = Workers(device.num_queues, polling)
-    session, failure = Session(device, workers, memory()), None
-    try:
-        _talk(session, sock, stop)
-    except Exception as error:
-        failure = error
-    finally:
-        session.close()
-        workers.close()
-        sock.close()
-    log_end(device, failure)
+class _Conversation:
+    # With one front-end after the other. What it takes is made before a front-end comes, who finds it ready.
+    def __init__(
+        self, device: Device, stop: HasFileno | None, memory: MakeMemory, polling: Polling | None
+    ) -> None:
+        self.device, self.stop = device, stop
+        self.stream = Stream(READ_SIZE, stop)
+        self._memory, self._polling = memory, polling
+        self._next: tuple[Session, Workers] | None = None
 
+    def prepare(self) -> tuple[Session, Workers]:
+        if self._next is None:
+            workers = Workers(self.device.num_queues, self._polling)
+            self._next = Session(self.device, workers, self._memory()), workers
+        return self._next
 
-def _talk(session: Session, sock: socket.socket, stop: HasFileno | None) -> None:
-    receiver = Receiver(sock, READ_SIZE, stop)
-    while not session.over and (read := receiver.receive(session.standing)) is not None:
-        for answer, riding in session.feed(*read):
-            if not send_all(sock, answer, riding, timeout=SEND_TIMEOUT, stop=stop):
-                return
+    def hold(self) -> None:
+        device, failure = self.device, None
+        log.info("%s: front-end connected", device.name)
+        (session, workers), self._next = self.prepare(), None
+        try:
+            self._talk(session)
+        except Exception as error:
+            failure = error
+        finally:
+            session.close()
+            workers.close()
+            self.stream.close()
+        log_end(device, failure)
+
+    def _talk(self, session: Session) -> None:
+        receive, send = self.stream.receive, self.stream.send
+        while not session.over and (read := receive(session.standing)) is not None:
+            for answer, riding in session.feed(*read):
+                if not send(answer, riding, timeout=SEND_TIMEOUT):
+                    return
 
 
 def log_end(device: Device, error: Exception | None) -> None:

@@ -25,8 +25,8 @@ from vhost.backend.ring import Ring, Runner
 from vhost.backend.shared import Shared
 from vhost.devices.device import Device
 from vhost.errors import ProtocolError, VhostError
-from vhost.io.receiver import Standing
 from vhost.io.sockets import close_fds
+from vhost.io.stream import Standing
 from vhost.mem import GuestMemory, InflightRegion, InflightSpec, RegionSpec
 from vhost.protocol import (
     U64,
@@ -38,9 +38,9 @@ from vhost.protocol import (
     IotlbPerm,
     IotlbType,
     LogBase,
-    MemoryRegion,
     Message,
     Payload,
+    RegionRepeats,
     Rejected,
     Request,
     Side,
@@ -58,6 +58,7 @@ log = logging.getLogger("vhost.backend")
 _PROTOCOL_FEATURES = int(VirtioFeature.PROTOCOL_FEATURES)
 
 _LOG_ALL = int(VirtioFeature.LOG_ALL)
+_LOGGED = int(VringFlag.LOG)
 
 #: Makes the guest memory of a connection.
 MakeMemory = Callable[[], GuestMemory]
@@ -103,6 +104,7 @@ class Session:
         self.memory = memory
         self._connection = Connection(Channel.FRONTEND, Side.RESPONDER)
         self._shared = Shared(memory, self._connection.terms.quirks)
+        self._repeats = RegionRepeats(self._connection.terms.quirks, memory.max_regions)
         self.rings = [Ring(index, device, memory, self._shared, run) for index in range(device.num_queues)]
         #: The front-end has gone, between two messages.
         self.over = False
@@ -157,15 +159,15 @@ class Session:
         """Stop the rings, give back memory and descriptors, and put the device into its first state."""
         with ExitStack() as stack:
             stack.callback(self._connection.close)
-            stack.callback(self._reset)
+            stack.callback(self._disconnected)
             stack.callback(self.memory.clear)
             stack.callback(self._shared.close)
             for ring in self.rings:
                 stack.callback(ring.close)
 
-    def _reset(self) -> None:
+    def _disconnected(self) -> None:
         try:
-            self.device.reset()
+            self.device.disconnected()
         except Exception:
             log.exception("%s: the device failed to reset", self.device.name)
 
@@ -200,12 +202,9 @@ class Session:
     def _set_features(self, message: fe.SetFeatures, request: Request) -> None:
         features = offered_only(message.features, virtio_features(self.device))
         logging_only = features & ~_LOG_ALL == self._shared.features & ~_LOG_ALL
-        if logging_only and any(ring.state.started for ring in self.rings):
-            with self._paused():
-                self._shared.set_features(features)
-            return
-        self._shared.set_features(features)
-        self.device.negotiated(features & ~_LOG_ALL)
+        with self._paused() if logging_only else self._memory_changed():
+            self._shared.set_features(features)
+            self.device.negotiated(features & ~_LOG_ALL)
         log.info("%s: virtio features %#x negotiated", self.device.name, features)
         if not features & _PROTOCOL_FEATURES:
             for ring in self.rings:
@@ -243,15 +242,17 @@ class Session:
             ring.stop()
             ring.apply(RingEvent.RESET_DEVICE)
         self.device.reset()
+        self.device.negotiated(self._shared.features & ~_LOG_ALL)
 
     # ---- memory ----
 
     @_handles(fe.SetMemTable)
     def _set_mem_table(self, message: fe.SetMemTable, request: Request) -> None:
         self._check_xen()
-        specs = [_spec(region) for region in message.regions]
+        specs = [RegionSpec(*region) for region in message.regions]
         with self._memory_changed():
             self.memory.replace(list(zip(specs, request.take_fds(), strict=True)))
+            self._repeats.clear()
             self._forget_translations()
 
     @_handles(fe.GetMaxMemSlots, before_owner=True)
@@ -261,16 +262,31 @@ class Session:
     @_handles(fe.AddMemReg)
     def _add_mem_reg(self, message: fe.AddMemReg, request: Request) -> None:
         self._check_xen()
+        spec = RegionSpec(*message.region)
+        if self._there(spec) == spec and self._repeats.added(message.region):
+            return
         # Rings keep their pages.
-        self.memory.add(_spec(message.region), request.take_fd())
+        self.memory.add(spec, request.take_fd())
         for ring in self.rings:
             ring.refresh()
 
     @_handles(fe.RemMemReg)
     def _rem_mem_reg(self, message: fe.RemMemReg, request: Request) -> None:
+        spec = RegionSpec(*message.region)
+        if self._there(spec) is None and self._repeats.removed(message.region):
+            return
         with self._memory_changed():
-            self.memory.remove(_spec(message.region))
+            self.memory.remove(spec)
             self._forget_translations()
+
+    def _there(self, spec: RegionSpec) -> RegionSpec | None:
+        # What REM_MEM_REG would remove.
+        region = self.memory.table.find(spec.guest_addr)
+        if region is None:
+            return None
+        there = region.spec
+        same = (there.guest_addr, there.size, there.user_addr) == (spec.guest_addr, spec.size, spec.user_addr)
+        return there if same else None
 
     def _check_xen(self) -> None:
         check_xen(self._connection.protocol_features, "guest memory")
@@ -314,8 +330,7 @@ class Session:
         elif message.type == IotlbType.INVALIDATE:
             with ExitStack() as stack:
                 for ring in self.rings:
-                    using = ring.uses(message.iova, message.size)
-                    stack.enter_context(ring.changed() if using else ring.paused())
+                    stack.enter_context(ring.without(message.iova, message.size))
                 iotlb.invalidate(message.iova, message.size)
         else:
             raise ProtocolError(
@@ -344,7 +359,7 @@ class Session:
 
     @_handles(fe.GetInflightFd)
     def _get_inflight_fd(self, message: fe.GetInflightFd, request: Request) -> Inflight:
-        spec, fd = self._shared.new_inflight(message.num_queues, message.queue_size)
+        spec, fd = self._shared.new_inflight(message.num_queues, message.queue_size, self._recorded())
         self._answer_fds.append(fd)
         return Inflight(spec.size, spec.offset, spec.num_queues, spec.queue_size)
 
@@ -353,9 +368,12 @@ class Session:
         fd = request.take_fd()
         spec = InflightSpec(message.mmap_size, message.mmap_offset, message.num_queues, message.queue_size)
         try:
-            self._shared.set_inflight(InflightRegion(fd, spec))
+            self._shared.set_inflight(InflightRegion(fd, spec), self._recorded())
         finally:
             os.close(fd)
+
+    def _recorded(self) -> list[InflightRegion | None]:
+        return [ring.recorded for ring in self.rings]
 
     # ---- rings ----
 
@@ -365,9 +383,9 @@ class Session:
 
     @_handles(fe.SetVringAddr)
     def _set_vring_addr(self, message: fe.SetVringAddr, request: Request) -> None:
-        if message.flags & ~int(VringFlag.LOG):
-            raise ProtocolError(f"flags {message.flags:#x}; only LOG ({int(VringFlag.LOG)}) is known")
-        logged = message.log if message.flags & VringFlag.LOG else None
+        if message.flags & ~_LOGGED:
+            raise ProtocolError(f"flags {message.flags:#x}; only LOG ({_LOGGED}) is known")
+        logged = message.log if message.flags & _LOGGED else None
         addresses = RingAddresses(message.descriptor, message.available, message.used, logged)
         self._ring(message.index).set_addresses(addresses)
 
@@ -422,12 +440,6 @@ class Session:
     @_handles(fe.SetConfig, before_owner=True)
     def _set_config(self, message: fe.SetConfig, request: Request) -> None:
         self.device.set_config(message.offset, message.data)
-
-
-def _spec(region: MemoryRegion) -> RegionSpec:
-    return RegionSpec(
-        region.guest_addr, region.size, region.user_addr, region.mmap_offset, region.xen_flags, region.domid
-    )
 
 
 def _optional_fd(no_fd: bool, request: Request) -> int:

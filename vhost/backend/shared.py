@@ -3,8 +3,10 @@
 
 import os
 import socket
+from collections.abc import Collection
 from threading import Lock
 
+from vhost.backend.notifier import Notifier
 from vhost.errors import GuestMemoryError, RemoteProtocolError
 from vhost.mem import DirtyLog, GuestMemory, InflightRegion, InflightSpec, Iotlb
 from vhost.protocol import (
@@ -40,8 +42,8 @@ class Shared:
         self.log: DirtyLog | None = None
         self.inflight: InflightRegion | None = None
         self._memory = memory
-        self._old: list[InflightRegion | None] = []
-        self._notify = -1
+        self._old: list[InflightRegion] = []
+        self._notify = Notifier("log descriptor")
         self._channel: socket.socket | None = None
         self._requests = Connection(Channel.BACKEND, Side.REQUESTER)
         self._lock = Lock()
@@ -98,7 +100,7 @@ class Shared:
             self._requests.features = self.features
             data, _ = self._requests.send(message, need_reply=False)
             try:
-                sent = self._channel.send(data, socket.MSG_NOSIGNAL)
+                sent = self._channel.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
             except BlockingIOError:
                 sent = 0
         if sent < len(data):
@@ -114,16 +116,16 @@ class Shared:
         log = DirtyLog(fd, size, offset)
         self.close_log()
         self.log = log
-        log.cdata.fd = self._notify
+        log.cdata.fd = self._notify.fd
 
     def set_log_fd(self, fd: int) -> None:
-        """SET_LOG_FD, while all rings are paused."""
-        os.set_blocking(fd, False)
-        before, self._notify = self._notify, fd
+        """SET_LOG_FD, while all rings are paused.
+
+        :raises RemoteProtocolError: it is a file or a device; the one before stays.
+        """
+        self._notify.set(fd)
         if self.log is not None:
             self.log.cdata.fd = fd
-        if before >= 0:
-            os.close(before)
 
     def close_log(self) -> None:
         """There is no log any more; no ring uses it."""
@@ -133,20 +135,30 @@ class Shared:
 
     # ---- the inflight region ----
 
-    def new_inflight(self, num_queues: int, queue_size: int) -> tuple[InflightSpec, int]:
+    def new_inflight(
+        self, num_queues: int, queue_size: int, in_use: Collection[InflightRegion | None]
+    ) -> tuple[InflightSpec, int]:
         """GET_INFLIGHT_FD: a new region, and the descriptor of its memory, which is the caller's.
 
+        :param in_use: as for :meth:`set_inflight`.
         :raises GuestMemoryError: such rings cannot be.
         """
         region, fd = InflightRegion.create(num_queues, queue_size, packed=self.packed)
-        self.set_inflight(region)
+        self.set_inflight(region, in_use)
         return region.spec, fd
 
-    def set_inflight(self, region: InflightRegion) -> None:
-        """SET_INFLIGHT_FD: rings that start from now on record there what is in flight."""
-        # Rings that run keep the one they have mapped until they stop.
-        self._old.append(self.inflight)
-        self.inflight = region
+    def set_inflight(self, region: InflightRegion, in_use: Collection[InflightRegion | None]) -> None:
+        """SET_INFLIGHT_FD: rings that start from now on record there what is in flight.
+
+        :param in_use: regions of rings that run, which keep theirs until they stop.
+        """
+        before = self._old if self.inflight is None else [*self._old, self.inflight]
+        self._old, self.inflight = [], region
+        for old in before:
+            if old in in_use:
+                self._old.append(old)
+            else:
+                old.close()
 
     def close(self) -> None:
         """No ring is there any more."""
@@ -162,6 +174,4 @@ class Shared:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-        if self._notify >= 0:
-            os.close(self._notify)
-            self._notify = -1
+        self._notify.close()

@@ -2,6 +2,7 @@
 """Runs rings in threads: each waits for a group of them in the C core, where the interpreter lock is free."""
 
 import _thread
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from vhost.io.cpus import node_cpus
 
 __all__ = ("Polling", "Workers")
 
+log = logging.getLogger("vhost.backend")
+
+#: Seconds after which a worker that does not pause is looked after.
+PATIENCE: Final = 1.0
 #: Microseconds of polling before a sleep, where it pays.
 POLL_US: Final = 50
 
@@ -99,7 +104,8 @@ class _Run:
 
 
 class _Worker:
-    # A thread that runs rings. Rings come and go while it pauses; only the control plane's thread asks it to.
+    # A thread that runs rings. Rings come and go while it pauses, as it does for as long as it has none; only
+    # the control plane's thread asks it to.
     def __init__(self, polling: Polling, index: int, first: Ring) -> None:
         self._polling, self._index = polling, index
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -130,16 +136,23 @@ class _Worker:
 
     def close(self) -> None:
         self._ending = True
-        self.nudge()
+        if self._rings:
+            self.nudge()
+        else:
+            self._resumed.release()
         self._ended.acquire()
         os.close(self._stop)
 
     def _change(self, rings: list[Ring]) -> None:
-        self._pausing = True
-        self.nudge()
-        self._paused.acquire()
+        if self._rings:
+            self._pausing = True
+            self.nudge()
+            while not self._paused.acquire(timeout=PATIENCE):
+                for ring in self._rings:
+                    ring.let_go()
         self._take(rings)
-        self._resumed.release()
+        if rings:
+            self._resumed.release()
 
     def _take(self, rings: list[Ring]) -> None:
         lanes = [ring.lane.cdata for ring in rings if ring.lane is not None]
@@ -147,6 +160,8 @@ class _Worker:
         self._keep = ffi.new("struct vh_lane *[]", lanes), ffi.new("uint64_t[]", 2 * len(lanes) + 1), lanes
         self._core.lane, self._core.poll = self._keep[:2]
         self._core.n = len(lanes)
+        # Rings begin with a kick; before it, polling would only keep a processor from who is to send it.
+        self._core.skip = max(self._core.skip, 1)
         self._rings = rings
 
     def _run(self) -> None:
@@ -158,21 +173,26 @@ class _Worker:
     def _serve(self) -> None:
         core, run = self._core, lib.vh_worker_run
         if places := self._polling.places(self._index):
-            os.sched_setaffinity(0, places)
+            try:
+                os.sched_setaffinity(0, places)
+            except OSError as error:  # they were there when the daemon started
+                log.warning("worker %d runs anywhere, not on %s: %s", self._index, sorted(places), error)
         if self._polling.numa_node is not None:
             lib.vh_prefer_node(self._polling.numa_node)
         while not self._ending:
             event = run(core)
             if event == lib.VH_W_STOP:
                 self._rest()
-                continue
-            ring = self._rings[core.which]
-            if event == lib.VH_W_HANDLE:
-                ring.handle()
-            elif event == lib.VH_W_SERVED:
-                ring.attend(core.served)
             else:
-                ring.fail(f"its kick descriptor has failed: {_reason(core.error)}")
+                self._attend(self._rings[core.which], event)
+
+    def _attend(self, ring: Ring, event: int) -> None:
+        if event == lib.VH_W_HANDLE:
+            ring.handle()
+        elif event == lib.VH_W_SERVED:
+            ring.attend(self._core.served)
+        else:
+            ring.fail(f"its kick descriptor has failed: {_reason(self._core.error)}")
 
     def _rest(self) -> None:
         try:

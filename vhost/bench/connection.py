@@ -4,7 +4,7 @@
 import errno
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -54,6 +54,10 @@ class Run:
     lost: int
     faults: int
     fault: str
+
+    def with_faults_of(self, other: Self) -> Self:
+        """This run, and what was wrong in another one."""
+        return replace(self, faults=self.faults + other.faults, fault=self.fault or other.fault)
 
 
 class Connection:

@@ -125,14 +125,30 @@ class Load(Connection):
             fault=self._fault(),
         )
 
-    def number_sectors(self) -> Run:
-        """Write its number to the beginning of each sector of a disk, as far as whole requests fill it."""
-        load = self._l
-        load.salt, load.random, load.sample, load.next_sector = 0, 0, 1, 0
-        return self.run(_FILL, limit=self.sectors // (self.workload.size // SECTOR))
+    def number_sectors(self, first: int, last: int) -> int:
+        """Write its number to the beginning of each sector from `first`, or a little before it, to `last`.
+
+        :returns: the sector behind those: whole requests are made.
+        :raises LoadError: the disk does not take it, or not in a minute.
+        """
+        load, step = self._l, self.workload.size // SECTOR
+        first -= first % step
+        count = (last - first) // step
+        load.salt, load.random, load.sample, load.next_sector = 0, 0, 1, first
+        run = self.run(_FILL, limit=count)
+        if run.faults:
+            raise LoadError(f"its disk cannot be filled: {run.fault}")
+        if run.requests < count:
+            raise LoadError(
+                f"its disk could not be filled in {_FILL:g} s: {run.requests} of {count} requests"
+            )
+        return first + count * step
 
     def check_writes(self) -> Run:
-        """Write a few requests with data of their own, and read them back; the run of the reads."""
+        """Write a few requests with data of their own, and read them back.
+
+        :returns: the run of the reads, with the faults of both.
+        """
         load, work = self._l, self.workload
         saved = load.kind, load.sample, load.salt, load.random
         limit = min(4 * self.depth, self.sectors // (work.size // SECTOR))
@@ -140,10 +156,10 @@ class Load(Connection):
             load.salt, load.random, load.sample = _SALT, 0, 1
             self._direct(lib.VH_BENCH_BLK_WRITE)
             load.next_sector = 0
-            self.run(HANG, limit=limit)
+            written = self.run(HANG, limit=limit)
             self._direct(lib.VH_BENCH_BLK_READ)
             load.next_sector = 0
-            return self.run(HANG, limit=limit)
+            return self.run(HANG, limit=limit).with_faults_of(written)
         finally:
             load.kind, load.sample, load.salt, load.random = saved
             self._direct(load.kind)

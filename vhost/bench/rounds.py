@@ -13,7 +13,7 @@ from .load import Load
 from .peer import Peer, Running
 from .python_load import PythonLoad
 from .turns import cpu_time, end_of, in_turns, started
-from .workload import Access, Workload
+from .workload import SECTOR, Access, Workload
 
 __all__ = ("Bench", "Condition", "Round")
 
@@ -105,19 +105,25 @@ class Bench:
                     self.failed[peer.peer.name] = end_of(peer, error)
 
     def _fill(self, running: Running) -> bool:
-        work = replace(Workload.of("blk"), access=Access.WRITE, size=_FILL_SIZE)
+        work = replace(Workload.of("blk"), access=Access.WRITE, size=self.workload.size)
+        large, how = replace(work, size=_FILL_SIZE), Condition(_FILL_DEPTH, False)
         running.resume()
         try:
-            with self._open(running, Load, work, Condition(_FILL_DEPTH, False), 1) as load:
-                run = load.number_sectors()
+            with self._open(running, Load, work, how, 1) as load:
+                end = load.sectors
+            done = 0
+            if end >= _FILL_SIZE // SECTOR:
+                with self._open(running, Load, large, how, 1) as load:
+                    done = load.number_sectors(0, end)
+            if done < end:
+                with self._open(running, Load, work, how, 1) as load:
+                    load.number_sectors(done, end)
         except (VhostError, OSError) as error:
             self.failed[running.peer.name] = end_of(running, error)
             return False
         finally:
             running.pause()
-        if run.faults:
-            self.failed[running.peer.name] = f"its disk cannot be filled: {run.fault}"
-        return not run.faults
+        return True
 
     def _turn(self, running: Running, condition: Condition, number: int) -> Round:
         while True:
@@ -137,7 +143,8 @@ class Bench:
                 after = cpu_time(pid)
                 spent = None if before is None or after is None else (after - before) / max(run.requests, 1)
                 if running.peer.verify and self.workload.access is Access.WRITE and isinstance(load, Load):
-                    run = _with_faults_of(load.check_writes(), run)
+                    check = load.check_writes()
+                    run = replace(run.with_faults_of(check), sampled=check.sampled)
         finally:
             running.pause()
         return Round(running.peer.name, condition, number, run, spent)
@@ -160,13 +167,3 @@ class Bench:
                 if error.errno not in NOT_YET or running.end() or time.monotonic() > deadline:
                     raise
             time.sleep(0.005)
-
-
-def _with_faults_of(check: Run, run: Run) -> Run:
-    """`run`, marked by what a check after it found."""
-    return replace(
-        run,
-        sampled=check.sampled,
-        faults=run.faults + check.faults,
-        fault=run.fault or check.fault,
-    )

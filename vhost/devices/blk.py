@@ -95,26 +95,38 @@ class Blk(Device):
             },
         )
         self._paths: dict[int, BlkPath] = {}
+        self._writeback = True
         self.reset()
 
     def reset(self) -> None:
-        self._negotiated = BlkFeature(0)
+        # The cache mode outlives this (5.2.5 allows either one after a reset): front-ends keep a copy of it,
+        # and show that to the next driver.
+        self._negotiated: BlkFeature | None = None
         self._warned = False
-        self._set_writeback(True)
+        self._choose(self._writeback)
+
+    def disconnected(self) -> None:
+        self._writeback = True
+        self.reset()
 
     def negotiated(self, features: int) -> None:
         self._negotiated = BlkFeature(features & self.features)
-        self._set_writeback(BlkFeature.FLUSH in self._negotiated)
+        self._choose(self._writeback)
 
-    def _set_writeback(self, on: bool) -> None:
+    def _choose(self, writeback: bool) -> None:
         # A driver that cannot flush gets every write on stable storage, whatever it sets.
-        self._writeback = on
-        through = not (on and BlkFeature.FLUSH in self._negotiated)
-        flags = lib.VH_BLK_WRITE_THROUGH if through else 0
+        self._writeback = writeback
+        can_flush = self._negotiated is not None and BlkFeature.FLUSH in self._negotiated
+        flags = 0 if writeback and can_flush else lib.VH_BLK_WRITE_THROUGH
         self._core.flags = flags | (lib.VH_BLK_READ_ONLY if self._disk.read_only else 0)
 
+    @property
+    def _shown(self) -> bool:
+        # Before there is a driver, what one that can flush would see.
+        return self._writeback and (self._negotiated is None or BlkFeature.FLUSH in self._negotiated)
+
     def config(self) -> bytes:
-        return self._config.pack(writeback=self._writeback)
+        return self._config.pack(writeback=self._shown)
 
     def set_config(self, offset: int, data: bytes) -> None:
         """Take over the cache mode if it is in `data`; the other fields are not the driver's to change."""
@@ -125,18 +137,20 @@ class Blk(Device):
         if not offset <= WRITEBACK < offset + len(data):
             return
         value = data[WRITEBACK - offset]
-        if value == self._writeback:
-            return
-        if BlkFeature.CONFIG_WCE not in self._negotiated:
+        if self._negotiated is None or BlkFeature.CONFIG_WCE not in self._negotiated:
+            if value == self._shown:
+                return
             raise DeviceError("blk: the driver sets writeback, but did not negotiate CONFIG_WCE")
         if value > 1:
             raise DeviceError(f"blk: the driver sets writeback to {value}, which is neither 0 nor 1")
-        self._set_writeback(bool(value))
-        if not value:  # nobody will flush what is in the cache now; what is written from here on goes through
+        was_cached = self._shown
+        self._choose(bool(value))
+        if was_cached and not value:
+            # Nobody will flush what is in the cache now; what is written from here on goes through.
             try:
                 self._disk.flush()
             except OSError as error:
-                self._set_writeback(True)
+                self._choose(True)
                 raise DeviceError(f"blk: cannot flush the cache: {error.strerror}") from error
 
     def stop(self, index: int) -> None:

@@ -113,7 +113,11 @@ class Device:
         raise NotImplementedError(f"{type(self).__name__} defines neither process() nor handle()")
 
     def reset(self) -> None:
-        """Back to the state after power-on: a device reset, or the end of a connection."""
+        """A device reset: back to the state after power-on, and what a driver chose is forgotten."""
+
+    def disconnected(self) -> None:
+        """The connection has ended, and what comes next is another front-end's; the base class resets."""
+        self.reset()
 
     def close(self) -> None:
         """Release what the device holds; nothing is called after this."""

@@ -107,8 +107,11 @@ class DhcpServer:
             if address is None or address.packed != wanted:
                 return _NAK, None
             return _ACK, self._give(mac, address, self._lease)
-        if kind in (_RELEASE, _DECLINE):
-            self._leases.pop(mac, None)
+        if kind in (_RELEASE, _DECLINE) and mac in self._leases:
+            address, _ = self._leases.pop(mac)
+            if kind == _DECLINE:
+                # Somebody else uses it, who is not known: nobody gets it for the time of a lease.
+                self._leases[address.packed] = address, self._now() + self._lease
         return None, None
 
     def _give(self, mac: bytes, address: IPv4Address, seconds: int) -> IPv4Address:

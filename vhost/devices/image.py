@@ -186,7 +186,9 @@ class Image(Disk):
                 if error.errno not in _CANNOT:
                     raise
             else:
-                return
+                if os.lseek(self.fd, 0, os.SEEK_END) >= offset + length:
+                    return
+                break  # the image has become shorter; as with a write, it becomes as long as need be
         zeroes = memoryview(mmap.mmap(-1, min(length, 1 << 20)))  # aligned to a page
         while length:
             done = os.pwrite(self.fd, zeroes[:length], offset)

@@ -135,6 +135,8 @@ class Net(Device):
         running = self._running[index]
         if running.enabled == enabled:
             return
+        if enabled and running.batch is not None:
+            self._network.enabled(index // 2)
         running.net.off = not enabled
         # What comes while nobody takes it would keep the worker awake.
         running.net.path.event_fd = running.event_fd if enabled else -1

@@ -42,6 +42,9 @@ class Network:
         """Where what the guest receives comes from, likewise."""
         raise NotImplementedError
 
+    def enabled(self, pair: int) -> None:
+        """The receiving queue of `pair` is enabled now, and not served while this runs."""
+
     def event_fd(self, pair: int) -> int:
         """A descriptor that is readable when there is something to receive, -1: there always is, or never."""
         return -1

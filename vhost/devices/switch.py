@@ -116,6 +116,7 @@ class _Port(Network):
         self._switch = switch
         self._index = index
         self._senders: dict[int, Any] = {}
+        self._receivers: dict[int, Any] = {}
         self._touched: dict[int, Any] = {}
 
     def _queue(self, pair: int) -> Any:
@@ -129,10 +130,12 @@ class _Port(Network):
         return port
 
     def receiver(self, pair: int) -> Any:
-        port = self._queue(pair)
+        port = self._receivers[pair] = self._queue(pair)
         lib.vh_port_receive(port)
-        lib.vh_port_reset(port)
         return port
+
+    def enabled(self, pair: int) -> None:
+        lib.vh_port_reset(self._receivers[pair])
 
     def event_fd(self, pair: int) -> int:
         return self._switch.event_fds[self._index * self.pairs + pair]

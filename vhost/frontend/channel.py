@@ -40,24 +40,33 @@ class BackendChannel:
 
         :raises RemoteProtocolError: the backend broke the protocol.
         """
-        while self._sock.fileno() >= 0:
-            try:
-                # A backend that reads no answers is asked for no questions.
-                while self._out:
-                    self._out = self._out[send_fds(self._sock, self._out, ()) :]
-                self._connection.receive(*recv_fds(self._sock, _SIZE))
-            except BlockingIOError:
+        if self._sock.fileno() < 0:
+            return
+        try:
+            # A backend that reads no answers is asked for no questions.
+            self._flush()
+            # One read, or a backend that always has something to ask would keep us from all else.
+            self._connection.receive(*recv_fds(self._sock, _SIZE))
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            self._connection.receive(b"")
+        while (event := self._connection.next_event()) is not None:
+            if isinstance(event, Closed):
+                self.close()
                 return
-            except ConnectionError:
-                self._connection.receive(b"")
-            while (event := self._connection.next_event()) is not None:
-                if isinstance(event, Closed):
-                    self.close()
-                    return
-                code = self._answer(event.message) if isinstance(event, Request) else 1
-                answer = self._connection.ack(event, code)  # type: ignore[arg-type]
-                if answer is not None:
-                    self._out += answer[0]
+            code = self._answer(event.message) if isinstance(event, Request) else 1
+            answer = self._connection.ack(event, code)  # type: ignore[arg-type]
+            if answer is not None:
+                self._out += answer[0]
+        try:
+            self._flush()
+        except (BlockingIOError, ConnectionError):
+            pass  # the next time, or then it has closed
+
+    def _flush(self) -> None:
+        while self._out:
+            self._out = self._out[send_fds(self._sock, self._out, ()) :]
 
     def close(self) -> None:
         """Close both ends."""

@@ -33,6 +33,7 @@ class Reconnect:
         self._session = session
         self._under_way = False
         self._closed = False
+        self._before: list[Link] = []  # links that have ended
 
     def settled(self) -> Exchange[None]:
         """Wait until no reconnect is under way."""
@@ -69,21 +70,26 @@ class Reconnect:
             target = session.path
         until = time.monotonic() + patience
         self._under_way = True
-        first = session.link
-        first.abandon("this side is reconnecting")
+        session.link.abandon("this side is reconnecting")
+        # Open until there is another one: a new socket could get its number, for which others may wait still.
+        self._before.append(session.link)
         try:
             while True:
                 try:
                     yield from self._attempt(target, until, resubmit)
+                    self._close_before()
                     return
                 except ConnectionError:
                     if isinstance(target, socket.socket) or time.monotonic() >= until or self._closed:
                         raise
                 yield from pause(_PAUSE, "the backend to be there again")
         finally:
-            # Not before: a new socket could get its number, for which others may be waiting still.
-            first.close()
             self._under_way = False
+
+    def _close_before(self) -> None:
+        for link in self._before:
+            link.close()
+        self._before.clear()
 
     def _check_in_flight(self, resubmit: bool | None) -> None:
         session = self._session
@@ -131,3 +137,4 @@ class Reconnect:
     def close(self) -> None:
         """No further attempts."""
         self._closed = True
+        self._close_before()

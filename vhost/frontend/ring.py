@@ -133,7 +133,8 @@ class Ring:
         if self._broken is not None or not self.running:
             return
         if self._requests and not recorded:
-            self._start_over(resubmit=bool(resubmit))
+            # With None there was nothing in flight: what is now, no backend has seen.
+            self._start_over(resubmit=resubmit is not False)
         self._base = self.vring.driver.base
 
     def collect(self) -> None:

@@ -167,6 +167,8 @@ class Session:
         yield from self.exchange(ResetDevice())
         for ring in self.rings:
             ring.reset()
+        # Back-ends forget what was acknowledged, or do not.
+        yield from self.exchange(SetFeatures(self.negotiated.features))
         if self.inflight is not None:
             yield from self._record()
 

@@ -5,7 +5,7 @@ import mmap
 import os
 from typing import Any, Final, final
 
-from vhost._core import ffi
+from vhost._core import ffi, lib
 from vhost.errors import GuestMemoryError
 
 __all__ = ("DirtyLog",)
@@ -40,9 +40,16 @@ class DirtyLog:
         self.cdata: Any = ffi.new("struct vh_log *", {"size": size, "fd": -1})
         self._bits = ffi.from_buffer(self._view)
         self.cdata.bits = self._bits
+        # A truncated file is the front-end's fault, and no reason to end.
+        self._guard = lib.vh_guard_add(self._bits, size)
+        if self._guard < 0:
+            self.close()
+            raise OSError(-self._guard, f"cannot guard a dirty log: {os.strerror(-self._guard)}")
 
     def close(self) -> None:
         """Unmap the log; no queue may use it any more."""
+        if self._guard > 0:
+            lib.vh_guard_remove(self._guard)
         self.cdata = ffi.NULL
         ffi.release(self._bits)
         self._view.release()

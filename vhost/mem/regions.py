@@ -5,17 +5,15 @@ Does not map anything, and knows neither files nor grants.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 from vhost._core import ffi
 
 __all__ = ("RegionSpec", "Region", "host_view")
 
 
-@dataclass(frozen=True, slots=True)
-class RegionSpec:
+class RegionSpec(NamedTuple):
     """One region as the front-end describes it (vhost-user, "Memory region description").
 
     :param guest_addr: guest-physical address.

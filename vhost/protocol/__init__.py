@@ -98,6 +98,7 @@ from .quirks import (
     Quirks,
 )
 from .regions import MemoryRegion, MemTable, XenFlag
+from .repeats import RegionRepeats
 from .terms import Gate, Terms
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ __all__ = (
     "Terms",
     "REGISTRY",
     "MemoryRegion",
+    "RegionRepeats",
     "XenFlag",
     "VringBase",
     "PackedBase",

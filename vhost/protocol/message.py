@@ -48,7 +48,7 @@ def _show(name: str, value: object) -> str:
         return f"{name}={value:d}"
     if isinstance(value, int):
         return f"{name}={value:#x}" if name.endswith(_HEX) else f"{name}={value}"
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return f"{name}=[{', '.join(map(str, value))}]"
     return f"{name}={value}"
 

@@ -61,6 +61,13 @@ class Quirks:
         source="rv backend_req_handler.rs:946 refuses it; lvu vu_rem_mem_reg takes at most one",
         action="write none, read one and close it",
     )
+    repeated_regions: bool = _row(
+        True,
+        peer="QEMU before 8.0, network devices with several pairs of queues",
+        differs="each pair adds and removes all regions for itself, so one region comes several times",
+        source="vhost_user_one_time_request() of QEMU 7.2's hw/virtio/vhost-user.c names neither message",
+        action="let ADD_MEM_REG say again what is there, and REM_MEM_REG follow as often",
+    )
     log_base_reply: bool = _row(
         True,
         peer="DPDK, lvu, yc",

@@ -7,8 +7,7 @@ not known here.
 
 import enum
 import struct
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from vhost.errors import RemoteProtocolError
 
@@ -33,8 +32,7 @@ _REGION = struct.Struct("=QQQQ")
 _REGION_XEN = struct.Struct("=QQQQII")
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryRegion:
+class MemoryRegion(NamedTuple):
     """A piece of guest memory and where its bytes are.
 
     :param guest_addr: guest-physical address of the first byte; *size* in bytes.

@@ -39,7 +39,7 @@ class Batch:
     ``struct vh_batch`` for data paths in C, and ``chains`` its array of ``struct vh_chain``.
     """
 
-    __slots__ = ("_keep", "_keeper", "_queue", "cdata", "chains", "mapped", "table")
+    __slots__ = ("_keep", "_keeper", "_queue", "cdata", "chains", "mapped", "table", "views")
 
     def __init__(self, queue: "Queue", chains: int, pieces: int, deferred: int = 0, index: int = 0) -> None:
         self._queue = queue
@@ -63,6 +63,8 @@ class Batch:
         self.table: Table | None = None
         self.mapped: Deferred | None = None
         self._keeper: Keeper | None = None
+        #: What was given away of each chain's memory, and is taken back when the chain is complete.
+        self.views: dict[int, list[memoryview]] = {}
 
     @property
     def index(self) -> int:
@@ -146,6 +148,21 @@ class Batch:
         if self.mapped is not None:
             self.mapped.close()
         self.mapped = self.table = self._keeper = None
+        self.views.clear()
+
+    def drop_views(self, index: int) -> None:
+        """Take the views of a chain back, whatever object they came from; chains call this.
+
+        :raises DeviceError: one is still exported.
+        """
+        for view in self.views.get(index, ()):
+            try:
+                view.release()
+            except BufferError as error:
+                raise DeviceError(
+                    f"chain {self.chains[index].head} is complete, but something still holds a view of it"
+                ) from error
+        self.views.pop(index, None)
 
     def push(self) -> None:
         """Return all chains to the driver: one index store, at most one notification.
@@ -154,6 +171,8 @@ class Batch:
         """
         for chain in self.left():
             chain.done()
+        for index in tuple(self.views):
+            self.drop_views(index)
         self._queue.push_done(self)
 
     def push_chain(self, chain: Chain) -> None:

@@ -27,14 +27,14 @@ class Chain:
     Synchronization: none; it belongs to the thread that its queue belongs to.
     """
 
-    __slots__ = ("_batch", "_c", "_read_at", "_views", "_write_at")
+    __slots__ = ("_batch", "_c", "_index", "_read_at", "_write_at")
 
     def __init__(self, batch: "Batch", index: int) -> None:
         self._batch = batch
+        self._index = index
         self._c = batch.chains + index
         self._read_at = 0
         self._write_at = 0
-        self._views: list[memoryview] | None = None
 
     @property
     def head(self) -> int:
@@ -134,21 +134,11 @@ class Chain:
 
         :raises DeviceError: it was pushed already, or a view of it is still exported.
         """
-        if self._views:
+        if self._batch.views:
             self._check()
-            self._release(self._views)
+            self._batch.drop_views(self._index)
         if lib.vh_chain_done(self._c) < 0:
             raise DeviceError(_COMPLETE)
-
-    def _release(self, views: list[memoryview]) -> None:
-        for view in views:
-            try:
-                view.release()
-            except BufferError as e:
-                raise DeviceError(
-                    f"chain {self.head} is complete, but something still holds a view of it"
-                ) from e
-        views.clear()
 
     def _check(self) -> None:
         if self._c.state != lib.VH_POPPED:
@@ -173,5 +163,5 @@ class Chain:
             views.append(view if writable else view.toreadonly())
             left = None if left is None else left - take
             start = 0
-        self._views = views if self._views is None else self._views + views
-        return list(views)
+        self._batch.views.setdefault(self._index, []).extend(views)
+        return views

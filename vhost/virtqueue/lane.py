@@ -29,6 +29,7 @@ class Lane:
         self.path = path
         #: ``struct vh_lane *``
         self.cdata: Any = ffi.new("struct vh_lane *", {"queue": queue.cdata, "kick_fd": kick_fd, "look": 1})
+        self.cdata.kick_checked = kick_fd >= 0 and not lib.vh_is_counter(kick_fd)
         self._batches: list[Batch] = []
         if path is not None:
             self.cdata.path = path

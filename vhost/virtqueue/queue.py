@@ -66,18 +66,16 @@ class Queue:
     :param layout: the ring's size, and its kind.
     :param memory: guest memory; buffers are translated with the table it has when they are popped.
     :param rings: the three parts of the ring, mapped; closed with the queue.
-    :param base: where to go on. A split ring: the avail index; the used index goes on from the used ring. A
-        packed
-        ring: both positions and wrap counters (vhost-user, "A vring descriptor index for packed virtqueues").
-    :param in_order: the driver wants its buffers back in its order (IN_ORDER); `big_endian`: a split ring
-        of a
-        legacy driver on a big-endian machine.
+    :param base: where to go on. A split ring: the avail index; the used index goes on from the used ring.
+        A packed ring: both positions and wrap counters (vhost-user, "A vring descriptor index for packed
+        virtqueues").
+    :param in_order: the driver wants its buffers back in its order (IN_ORDER).
+    :param big_endian: a split ring of a legacy driver on a big-endian machine.
     :param max_chain: descriptors a chain may have, by default the queue size (virtio 1.3, 2.7.5.3.1).
     :param call_fd: eventfd that notifies the driver, -1 for none; not owned.
     :param translation: buffers have I/O addresses, which this translates.
     :param inflight: host address of the ring's part of an inflight region, 0 for none. What was in flight
-        when it was
-        last used is popped again first.
+        when it was last used is popped again first.
     :raises VirtqueueError: the inflight region contradicts itself.
 
     Synchronization: none; a queue belongs to one thread at a time, its ring's runner.
@@ -141,7 +139,6 @@ class Queue:
                 "num": layout.size,
                 "max_chain": limit,
                 "features": features,
-                "call_fd": call_fd,
                 "scratch": self._keep[0],
             },
         )
@@ -149,6 +146,7 @@ class Queue:
             turns = 1 << (layout.size - 1).bit_length()
             self._keep.append(ffi.new("struct vh_turn[]", turns))
             self._q.turns, self._q.num_turns = self._keep[-1], turns
+        self.call_fd = call_fd
         self._begin(base, big_endian)
         self._record(inflight)
 
@@ -200,7 +198,11 @@ class Queue:
 
     @call_fd.setter
     def call_fd(self, fd: int) -> None:
-        self._q.call_fd = fd
+        self._q.call_fd, self._q.call_checked = fd, fd >= 0 and not lib.vh_is_counter(fd)
+
+    def check_calls(self) -> None:
+        """Never wait in a call, which only another thread could end."""
+        self._q.call_checked = True
 
     @property
     def popped(self) -> int:
@@ -211,6 +213,11 @@ class Queue:
     def pushed(self) -> int:
         """Chains returned since the queue was started."""
         return int(self._q.pushed)
+
+    @property
+    def held(self) -> int:
+        """Chains that are with the device."""
+        return self.popped - self.pushed - self.lost
 
     @property
     def again(self) -> int:
@@ -229,8 +236,7 @@ class Queue:
 
         :param data: what the device writes to buffers.
         :param used: what is written to the ring: guest-physical address of the used ring (packed: of the
-            device's
-            event suppression), None: it is not.
+            device's event suppression), None: it is not.
         :param ring: guest-physical address of the descriptors, where a packed ring has its used ones.
         """
         self._log = log  # keeps it
@@ -243,7 +249,10 @@ class Queue:
             q.log_used, q.log_desc = used or 0, ring
 
     def refresh(self) -> None:
-        """Take over a new table of guest memory. May be called while another thread serves the queue."""
+        """Take over a new table of guest memory.
+
+        Only one thread may do so: who pops, or another one where nothing but a data path in C pops.
+        """
         table, before = self._source.table, self._table
         if table is before:
             return
@@ -285,10 +294,11 @@ class Queue:
     def push_done(self, batch: Batch) -> None:
         """Return the completed chains of a batch; batches and chains call this.
 
-        A closed queue has nobody to return them to: then they only give their memory back.
+        A closed queue has nobody to return them to: then they only give their memory back, with the last one.
         """
         if self._closed:
-            batch.release()
+            if not lib.vh_batch_left(batch.cdata):
+                batch.release()
             return
         if batch.mapped is not None:
             # The grants of a batch are mapped in one call, and given back before the driver hears of it.

@@ -4,7 +4,6 @@
 import os
 import socket
 import struct
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -119,7 +118,7 @@ def test_regions_that_are_refused(rng: Watch, hvm: Puppet, bad: Bad) -> None:
     driver = Driver(hvm, bad.flags)
     region = driver.region(0, driver.pages) if bad.flags != GRANT else driver.region(0, driver.readable)
     with Guest(rng.socket, driver) as guest:
-        refuse(guest, rng, replace(region, **bad.changes), bad.why)
+        refuse(guest, rng, region._replace(**bad.changes), bad.why)
         expect_service(guest)
         assert hvm.grants_in_use() != [] or bad.flags == FOREIGN
     rng.settle()
@@ -130,7 +129,7 @@ def test_regions_that_are_refused(rng: Watch, hvm: Puppet, bad: Bad) -> None:
 def test_a_good_region_is_not_kept_for_the_sake_of_a_bad_one(rng: Watch, hvm: Puppet) -> None:
     driver = Driver(hvm, GRANT)
     good = driver.regions()
-    bad = replace(driver.region(driver.pages, driver.pages + 1), xen_flags=FOREIGN | GRANT)
+    bad = driver.region(driver.pages, driver.pages + 1)._replace(xen_flags=FOREIGN | GRANT)
     with Guest(rng.socket, driver) as guest:
         with pytest.raises(RefusedError):
             guest.frontend.share([*good, bad])
@@ -180,7 +179,7 @@ def test_domains_that_are_not_there_show_when_the_ring_starts(rng: Watch, hvm: P
     """Nothing of memory on demand is looked at before."""
     driver = Driver(hvm, GRANT | NO_ADVANCE)
     with Guest(rng.socket, driver) as guest:
-        guest.frontend.share([replace(region, domid=NO_DOMAIN) for region in driver.regions()])
+        guest.frontend.share([region._replace(domid=NO_DOMAIN) for region in driver.regions()])
         with pytest.raises(RefusedError, match="SET_VRING_KICK"):
             guest.frontend.start(driver.place)
         rng.complaint(f"rng: refused: SET_VRING_KICK.*cannot map 1 grants of domain {NO_DOMAIN} ")

@@ -4,7 +4,6 @@
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import cycle
 
 import pytest
@@ -69,7 +68,7 @@ def test_no_more_grants_can_be_mapped(rng: Watch, blk: Watch, hvm: Puppet, pv: P
             blk.complaint("refused: SET_VRING_KICK.*cannot map 1 grants of domain")
             assert blk.pages == 0
             with pytest.raises(RefusedError, match="ADD_MEM_REG"):
-                guest.add(replace(data, xen_flags=GRANT))
+                guest.add(data._replace(xen_flags=GRANT))
             rng.complaint("refused: ADD_MEM_REG.*cannot map 1 grants of domain")
             assert guest.request([], [COPIED])
             driver.add(0, [], [MAPPED])

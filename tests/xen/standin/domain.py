@@ -4,7 +4,6 @@
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 
 from tests.backend.peer import FEATURES, PROTOCOL_FEATURES, RAM_SIZE, Peer
 from vhost.protocol import MemoryRegion, Message, ProtocolFeature, SetMemTable, SetOwner
@@ -45,7 +44,7 @@ class Domain(Peer):
         """Our memory, with changes to what the region says."""
         size = RAM_SIZE if self.flags in (FOREIGN, GRANT) else 2 * RAM_SIZE
         region = MemoryRegion(self.gpa, size, self.user, 0, self.flags, domid=5)
-        return SetMemTable((replace(region, **changes),))
+        return SetMemTable((region._replace(**changes),))
 
     def passing(self, do: Callable[[Message, list[int]], None], message: SetMemTable) -> None:
         """Do something with a message that takes a descriptor: one that there is no memory behind."""

@@ -12,7 +12,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,7 +204,7 @@ def share_files() -> Callable[..., "Region"]:
         with one_at_a_time:
             state.memory, state.base = fd, spec.guest_addr - spec.offset
             try:
-                region = installed(self, replace(spec, xen_flags=XenFlag.FOREIGN, domid=1), None)
+                region = installed(self, spec._replace(xen_flags=XenFlag.FOREIGN, domid=1), None)
             finally:
                 state.memory, state.base = -1, 0
         return Region(spec, region.view, region.address, region.writable, region.guard, region.source)
