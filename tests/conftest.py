@@ -8,6 +8,7 @@ be tested, and the run stops when it is another. The Xen build runs on stand-ins
 
 import os
 import re
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ from vhost import mem, version  # noqa: E402 - the stand-ins come first
 
 if FAKE_XEN:
     installed_map = frames.share_files()
+
+# A shell starts what runs in the background with interrupts ignored, and daemons would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more about the machine's load than about the code, and to take longer the
 # first time than the second is no contradiction.
