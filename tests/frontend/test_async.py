@@ -12,7 +12,7 @@ import pytest
 
 import vhost
 from tests.frontend.fake import Fake
-from tests.frontend.served import Reverse
+from tests.frontend.served import Reverse, served
 from tests.frontend.test_link import hang_up, refuse, silence
 from vhost.errors import RefusedError, RemoteProtocolError, VirtqueueError
 from vhost.protocol import GetFeatures, Request, SetConfig, SetMemTable, SetOwner
@@ -97,6 +97,30 @@ def test_a_broken_ring_reaches_all_who_wait(backend: socket.socket) -> None:
                 *(device.request(b"break", 1) for _ in range(3)), return_exceptions=True
             )
             assert [type(result) for result in results] == [VirtqueueError] * 3
+
+    run(main())
+
+
+class Keeper(vhost.Device):
+    """Never takes a request."""
+
+    name = "keeper"
+
+    def handle(self, queue: vhost.Queue) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["stop", "reset"])
+def test_the_end_of_a_ring_reaches_all_who_wait(unix_build: None, how: str) -> None:
+    async def main() -> None:
+        with served(Keeper()) as backend:
+            async with await vhost.connect_async(backend, timeout=None) as device:
+                tasks = [asyncio.create_task(device.request(b"abc", 3)) for _ in range(3)]
+                await asyncio.sleep(0.05)
+                await (device.stop(0) if how == "stop" else device.reset())
+                async with asyncio.timeout(5):
+                    results = await asyncio.gather(*tasks, return_exceptions=True)
+                assert [type(result) for result in results] == [VirtqueueError] * 3, results
 
     run(main())
 

@@ -111,11 +111,13 @@ class Ring:
         """The backend has stopped the ring and would go on at `base`."""
         self.running = False
         self._base = base
+        self._wake_others()
 
     def reset(self) -> None:
         """The device has forgotten the ring, and so do we at the next start."""
         self.running = False
         self._broken = f"queue {self.index}: the device was reset"
+        self._wake_others()
 
     @property
     def broken(self) -> bool:
@@ -259,7 +261,8 @@ class Ring:
     def _wake_others(self) -> None:
         # In an event loop many wait for one call descriptor, and who is first drains it: those who have
         # something to learn would sleep on if the loop has not seen it readable in between.
-        if any(before != self._returned for before in self._waiting) or (self._broken and self._waiting):
+        over = self._broken is not None or not self.running
+        if any(over or before != self._returned for before in self._waiting):
             os.eventfd_write(self.vring.call, 1)
 
     def arrival(self) -> Exchange[None]:
