@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("mem", "guard", "walk", "pop", "push", "notify", "inflight", "log", "driver", "driver_split")
+RINGS = "mem guard walk pop push notify notifier inflight log driver driver_split driver_packed"
 FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-fno-sanitize-recover=all"]
 # TSan knows nothing of fences. They are there for who sleeps, not for what is read.
 SANITIZERS = {"thread": ["-fsanitize=thread", "-Wno-tsan"], "address": ["-fsanitize=address,undefined"]}
@@ -22,7 +22,7 @@ def main() -> None:
     compiler = shlex.split(os.environ.get("CC", "gcc"))
     sources = [
         ROOT / "tests/virtqueue/races.c",
-        *(ROOT / f"csrc/{name}.c" for name in (*SOURCES, "driver_packed")),
+        *(ROOT / f"csrc/{name}.c" for name in RINGS.split()),
     ]
     with tempfile.TemporaryDirectory(prefix="vhost-races-") as folder:
         for name, flags in SANITIZERS.items():
