@@ -7,6 +7,7 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -131,6 +132,22 @@ def test_chart_shows_every_peer_and_condition() -> None:
     assert texts.count("depth 64, event") == 2  # requests/s, and CPU time
     width = float(root.get("width", 0))
     assert all(float(e.get("x", 0)) < width for e in root.iter("{http://www.w3.org/2000/svg}text"))
+
+
+@pytest.mark.parametrize("peers", [1, 3, 4, 7, 12])
+def test_numbers_above_bars_do_not_touch(peers: int) -> None:
+    results = [
+        replace(r, run=replace(r.run, requests=979_000 * r.run.requests))
+        for depth in (1, 32)
+        for i in range(peers)
+        for r in rounds(f"peer {i}", [10, 10], condition=Condition(depth, False))
+    ]
+    root = ET.fromstring(chart(figures(results), "t"))
+    numbers = [e for e in root.iter("{http://www.w3.org/2000/svg}text") if e.get("font-size") == "10"]
+    assert len(numbers) == 4 * peers
+    places = sorted((float(e.get("y", 0)), float(e.get("x", 0)), len(e.text or "")) for e in numbers)
+    for (y, left, n), (below, right, m) in pairwise(places):
+        assert below != y or right - left > 6 * (n + m) / 2  # some six pixels for a character
 
 
 def test_chart_of_nothing_but_zeros() -> None:

@@ -14,14 +14,16 @@ __all__ = ("chart",)
 # Told apart by people who do not see all colours (Okabe and Ito).
 _COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442", "#999999")
 _INK: Final = "#222222"
-_PANEL: Final = 250  # width, with its axis
+_PANEL: Final = 250  # width at least, with its axis
 _PLOT: Final = 180  # height of the bars at most
 _AXIS: Final = 52  # room for the numbers of an axis
+_PAD: Final = 12  # behind the last bar
 _GAP: Final = 54  # between rows of panels: the names of conditions
 _MARGIN: Final = 24
 _TOP: Final = 60
 _LEGEND: Final = 24
-_ACROSS: Final = 4
+_ACROSS: Final = 4  # panels of the least width beside each other
+_SLOT: Final = 42  # for a bar and the number above it, at least
 _WIDTH: Final = 44  # of a bar at most
 _TICKS: Final = 4
 
@@ -33,8 +35,9 @@ def chart(figures: Sequence[Figure], title: str) -> str:
     """
     peers = list(dict.fromkeys(figure.peer for figure in figures))
     conditions = list(dict.fromkeys(figure.condition for figure in figures))
-    across = max(min(len(conditions), _ACROSS), 2)
-    width = 2 * _MARGIN + across * _PANEL
+    panel = max(_PANEL, _AXIS + _SLOT * len(peers) + _PAD)
+    across = min(len(conditions), max(_ACROSS * _PANEL // panel, 1)) or 1
+    width = 2 * _MARGIN + max(across * panel, 2 * _PANEL)
     rows = _legend_rows(peers, width)
     parts, y = _heading(title, peers, rows), _TOP + len(rows) * _LEGEND
     kinds = [("requests per second", False)]
@@ -46,7 +49,7 @@ def chart(figures: Sequence[Figure], title: str) -> str:
         for start in range(0, len(conditions), across):
             for i, condition in enumerate(conditions[start : start + across]):
                 shown = [figure for figure in figures if figure.condition == condition]
-                parts += _panel(_MARGIN + i * _PANEL, y, condition, shown, peers, cpu)
+                parts += _panel(_MARGIN + i * panel, y, panel, condition, shown, peers, cpu)
             y += _PLOT + _GAP
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" viewBox="0 0 {width} {y}" '
@@ -82,14 +85,20 @@ def _heading(title: str, peers: Sequence[str], rows: Sequence[Sequence[tuple[int
 
 
 def _panel(
-    x: int, y: int, condition: Condition, figures: Sequence[Figure], peers: Sequence[str], cpu: bool
+    x: int,
+    y: int,
+    width: int,
+    condition: Condition,
+    figures: Sequence[Figure],
+    peers: Sequence[str],
+    cpu: bool,
 ) -> list[str]:
     values = {figure.peer: (figure.server_ns or 0.0) if cpu else figure.rate for figure in figures}
     top = max([*values.values(), *(figure.high for figure in figures if not cpu)], default=0.0) or 1.0
     step = _step(top)
     # A number stands above each bar.
     top = step * math.ceil(top * 1.08 / step)
-    left, right, bottom = x + _AXIS, x + _PANEL - 12, y + _PLOT
+    left, right, bottom = x + _AXIS, x + width - _PAD, y + _PLOT
     parts = []
     for i in range(round(top / step) + 1):
         at = bottom - _PLOT * i * step / top
