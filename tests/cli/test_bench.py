@@ -87,7 +87,7 @@ def test_every_round_in_json_and_all_peers_in_the_picture(folder: Path, tmp_path
         (*turn, name) for turn in turns for name in ("vhost-blk", "other", "other", "vhost-blk")
     ]
     for r in rounds:
-        assert r["requests"] > 10
+        assert r["requests"] > 0
         assert (r["faults"], r["lost"]) == (0, 0)
         assert r["bytes"] == 4096 * r["requests"]
         assert 0 < r["p50"] <= r["p99"] <= r["p999"]
