@@ -200,3 +200,19 @@ def test_help_and_capabilities_load_no_core(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("module", "options"), [(RNG, ()), (BLK, ("--null=1M",)), (NET, ())])
+def test_a_daemon_listens_before_it_loads_the_protocol(
+    tmp_path: Path, module: str, options: tuple[str, ...]
+) -> None:
+    code = (
+        "import runpy, socket, sys\n"
+        "def listen(self, *args):\n"
+        "    sys.exit('vhost._core' not in sys.modules or 'vhost.protocol' in sys.modules)\n"
+        "socket.socket.listen = listen\n"
+        f"sys.argv = ['x', '--socket-path={tmp_path}/s', *{options!r}]\n"
+        f"runpy.run_module({module!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

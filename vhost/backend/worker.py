@@ -6,12 +6,14 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vhost._core import ffi, lib
-from vhost.backend.ring import Ring
 from vhost.errors import DeviceError
 from vhost.io.cpus import node_cpus
+
+if TYPE_CHECKING:  # a daemon that listens knows how to wait before it knows what for
+    from vhost.backend.ring import Ring
 
 __all__ = ("Polling", "Workers")
 
@@ -75,7 +77,7 @@ class Workers:
         self._count = min(queues, self._polling.workers or queues)
         self._workers: dict[int, _Worker] = {}
 
-    def __call__(self, ring: Ring) -> "_Run":
+    def __call__(self, ring: "Ring") -> "_Run":
         index = ring.index % self._count
         worker = self._workers.get(index)
         if worker is None:
@@ -93,7 +95,7 @@ class Workers:
 
 class _Run:
     # The runner of one ring: its place in a worker.
-    def __init__(self, worker: "_Worker", ring: Ring) -> None:
+    def __init__(self, worker: "_Worker", ring: "Ring") -> None:
         self._worker, self._ring = worker, ring
 
     def stop(self) -> None:
@@ -106,7 +108,7 @@ class _Run:
 class _Worker:
     # A thread that runs rings. Rings come and go while it pauses, as it does for as long as it has none; only
     # the control plane's thread asks it to.
-    def __init__(self, polling: Polling, index: int, first: Ring) -> None:
+    def __init__(self, polling: Polling, index: int, first: "Ring") -> None:
         self._polling, self._index = polling, index
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         mode = lib.VH_POLL_ALWAYS if polling.always else lib.VH_POLL_ADAPTIVE
@@ -125,10 +127,10 @@ class _Worker:
             os.close(self._stop)
             raise
 
-    def add(self, ring: Ring) -> None:
+    def add(self, ring: "Ring") -> None:
         self._change([*self._rings, ring])
 
-    def remove(self, ring: Ring) -> None:
+    def remove(self, ring: "Ring") -> None:
         self._change([other for other in self._rings if other is not ring])
 
     def nudge(self) -> None:
@@ -143,7 +145,7 @@ class _Worker:
         self._ended.acquire()
         os.close(self._stop)
 
-    def _change(self, rings: list[Ring]) -> None:
+    def _change(self, rings: "list[Ring]") -> None:
         if self._rings:
             self._pausing = True
             self.nudge()
@@ -154,7 +156,7 @@ class _Worker:
         if rings:
             self._resumed.release()
 
-    def _take(self, rings: list[Ring]) -> None:
+    def _take(self, rings: "list[Ring]") -> None:
         lanes = [ring.lane.cdata for ring in rings if ring.lane is not None]
         assert len(lanes) == len(rings)
         self._keep = ffi.new("struct vh_lane *[]", lanes), ffi.new("uint64_t[]", 2 * len(lanes) + 1), lanes
@@ -186,7 +188,7 @@ class _Worker:
             else:
                 self._attend(self._rings[core.which], event)
 
-    def _attend(self, ring: Ring, event: int) -> None:
+    def _attend(self, ring: "Ring", event: int) -> None:
         if event == lib.VH_W_HANDLE:
             ring.handle()
         elif event == lib.VH_W_SERVED:
