@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.devices.test_net_responder import arp, dhcp
+from vhost.errors import LocalProtocolError
 from vhost.frontend import Completion, Frontend, LinearIommu, connect
 
 from .programs import Running, daemon, run
@@ -154,10 +155,12 @@ def test_pairs_of_queues(tmp_path: Path, stack: ExitStack) -> None:
     assert running.end() == 0
 
 
-def test_the_number_of_queues_is_told_in_pairs(tmp_path: Path, stack: ExitStack) -> None:
+def test_the_number_of_queues_counts_rings(tmp_path: Path, stack: ExitStack) -> None:
     start(stack, tmp_path, "--num-queues=3")
-    with connect(str(tmp_path / "s"), queues=2) as frontend:
-        assert frontend.num_queues == 3
+    with connect(str(tmp_path / "s"), queues=6) as frontend:
+        assert frontend.num_queues == 6
+    with pytest.raises(LocalProtocolError, match="7 queues wanted, but the backend has 6"):
+        connect(str(tmp_path / "s"), queues=7)
 
 
 def test_discard_and_generate(tmp_path: Path, stack: ExitStack) -> None:

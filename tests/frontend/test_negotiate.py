@@ -152,7 +152,7 @@ def test_exact_features() -> None:
     [
         ({"features": FEATURES | 1 << 34}, "features 0x400000000 wanted"),
         ({"protocol_features": PROTOCOL | 1 << 12}, "protocol features 0x1000 wanted"),
-        ({"queues": 3}, "3 queues wanted, but the backend has 1"),
+        ({"queues": 2}, "2 queues wanted, but the backend has 1"),
         ({"slots": True}, "ADD_MEM_REG"),
         ({"regions": 9}, "ADD_MEM_REG"),
     ],

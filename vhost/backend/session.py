@@ -151,7 +151,7 @@ class Session:
             connection.offered_features,
             connection.offered_protocol_features,
             connection.protocol_features,
-            len(self.rings) // self.device.queues_per_unit,
+            len(self.rings),
             memory.max_regions,
         )
 
@@ -222,7 +222,7 @@ class Session:
 
     @_handles(fe.GetQueueNum, before_owner=True)
     def _get_queue_num(self, _: fe.GetQueueNum, request: Request) -> U64:
-        return U64(len(self.rings) // self.device.queues_per_unit)
+        return U64(len(self.rings))
 
     # ---- owner and reset ----
 

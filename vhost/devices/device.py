@@ -43,8 +43,6 @@ class Device:
     features: int = 0
     #: The most descriptors of a chain, None: the size of the ring, as the specification says.
     max_chain: int | None = None
-    #: How many queues GET_QUEUE_NUM counts as one: front-ends of network devices count pairs.
-    queues_per_unit: ClassVar[int] = 1
     #: Whether rings are served while they are disabled too; :meth:`set_enabled` says what they are.
     serves_disabled: ClassVar[bool] = False
     #: Whether the back-end, and not the front-end, supplies the configuration space.

@@ -72,7 +72,6 @@ class Net(Device):
 
     name = "net"
     device_id = 1
-    queues_per_unit = 2
     serves_disabled = True
 
     def __init__(

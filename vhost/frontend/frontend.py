@@ -135,7 +135,7 @@ class FrontendBase:
 
     @property
     def num_queues(self) -> int | None:
-        """Queues the backend has, None if it does not say (without MQ)."""
+        """Rings the backend has, None if it does not say (without MQ)."""
         return self._session.negotiated.num_queues
 
     @property

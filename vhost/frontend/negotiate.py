@@ -108,7 +108,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """What a backend offers and what was acknowledged; `num_queues` is None if it does not say."""
+    """What a backend offers and what was acknowledged.
+
+    :ivar num_queues: rings that it has, None if it does not say.
+    """
 
     offered_features: int
     features: int
@@ -145,9 +148,10 @@ def negotiate(link: Link, options: Options) -> Exchange[Negotiated]:
     num_queues = None
     if protocol & ProtocolFeature.MQ:
         num_queues = yield from link.ask(GetQueueNum())
-        # Network devices count pairs, and nothing says what a device is: it refuses what is too many.
-        if options.queues > 2 * num_queues:
-            raise LocalProtocolError(f"{options.queues} queues wanted, but the backend has {num_queues}")
+        if options.queues > num_queues:
+            raise LocalProtocolError(
+                f"{options.queues} queues wanted, but the backend has {num_queues}; ask for fewer"
+            )
     yield from link.exchange(SetFeatures(features))
     return Negotiated(offered, features, offered_protocol, protocol, num_queues)
 
