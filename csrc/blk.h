@@ -8,6 +8,10 @@
 
 #include "core.h"
 
+/* Loops over requests are compiled once for each byte order, and chosen once for a batch. */
+#define blk_always_inline inline __attribute__((always_inline))
+#define blk_rare __attribute__((noinline, cold))
+
 enum { BLK_SECTOR = 512, BLK_HEADER = 16, BLK_ID_SIZE = 20 };
 enum { BLK_OK = 0, BLK_IOERR = 1 }; /* status */
 enum { BLK_GROUP = 64 };            /* requests that are looked at together */
@@ -25,6 +29,12 @@ static inline void blk_init(struct vh_blk_path *p, struct vh_blk *disk,
                             uint32_t (*serve)(struct vh_path *, struct vh_queue *, struct vh_batch *))
 {
     *p = (struct vh_blk_path){.path = {.serve = serve, .event_fd = -1}, .disk = disk};
+}
+
+/* Whether requests are those of a legacy driver on a big-endian machine. */
+static inline bool blk_is_big(const struct vh_queue *q)
+{
+    return __builtin_expect(q->kind == VH_SPLIT_BIG, 0);
 }
 
 static inline uint32_t blk_flags(const struct vh_blk *disk)
@@ -61,11 +71,12 @@ static inline bool blk_header(const struct vh_iov *iov, uint32_t n, uint64_t hea
 }
 
 /*
- * Understand one request. The header is read once; the pieces of the batch stay as they are. For BLK_FLUSH and
- * BLK_REFUSED only chain and status count, for BLK_GET_ID also data and len, for BLK_PYTHON nothing.
+ * Understand one request, whose fields are in the byte order of its ring. The header is read once; the pieces of the
+ * batch stay as they are. For BLK_FLUSH and BLK_REFUSED only chain and status count, for BLK_GET_ID also data and len,
+ * for BLK_PYTHON nothing.
  */
-static inline enum blk_kind blk_parse(const struct vh_blk *disk, uint32_t flags, const struct vh_batch *b,
-                                      struct vh_chain *c, struct vh_blk_request *r)
+static blk_always_inline enum blk_kind blk_parse(const struct vh_blk *disk, uint32_t flags, const struct vh_batch *b,
+                                                 struct vh_chain *c, struct vh_blk_request *r, bool big)
 {
     const struct vh_iov *first = &b->iov[c->iov], *last = first + c->n_read + c->n_write - 1;
     uint64_t header[2], sector;
@@ -73,8 +84,9 @@ static inline enum blk_kind blk_parse(const struct vh_blk *disk, uint32_t flags,
 
     if (!c->n_write || !blk_header(first, c->n_read, header))
         return BLK_PYTHON;
-    type = (uint32_t)le64toh(header[0]); /* the upper half is reserved */
-    sector = le64toh(header[1]);
+    /* The other half is reserved. */
+    type = big ? (uint32_t)(be64toh(header[0]) >> 32) : (uint32_t)le64toh(header[0]);
+    sector = big ? be64toh(header[1]) : le64toh(header[1]);
     r->chain = c;
     r->status = (uint8_t *)last->base + last->len - 1; /* the last writable byte */
     r->data = first + c->n_read;

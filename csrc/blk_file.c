@@ -116,8 +116,7 @@ static void flush(struct vh_blk_path *p, struct vh_batch *b, const struct vh_blk
 
 static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch *b)
 {
-    (void)q;
-    return blk_serve_runs((struct vh_blk_path *)self, b, (struct blk_ways){transfer, flush});
+    return blk_serve_runs((struct vh_blk_path *)self, q, b, (struct blk_ways){transfer, flush});
 }
 
 void vh_blk_file_init(struct vh_blk_path *p, struct vh_blk *disk)

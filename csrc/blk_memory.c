@@ -83,15 +83,13 @@ static void run(struct vh_blk_path *p, struct job *jobs, uint32_t n, bool throug
         blk_finish(&jobs[i].r, (good && !(through && jobs[i].out)) || vh_blk_move(p, &jobs[i].r, jobs[i].out));
 }
 
-static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch *b)
+static blk_always_inline uint32_t serve_all(struct vh_blk_path *p, struct vh_batch *b, bool big)
 {
-    struct vh_blk_path *p = (struct vh_blk_path *)self;
     const struct vh_blk *disk = p->disk;
     uint32_t flags = blk_flags(disk), left = 0, n = 0;
     bool through = flags & VH_BLK_WRITE_THROUGH;
     struct job jobs[BLK_GROUP];
 
-    (void)q;
     blk_prefetch(b);
     for (uint32_t i = 0; i < b->n; i++) {
         struct vh_chain *c = &b->chain[i];
@@ -99,7 +97,7 @@ static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch 
 
         if (c->state != VH_POPPED)
             continue;
-        kind = blk_parse(disk, flags, b, c, &jobs[n].r);
+        kind = blk_parse(disk, flags, b, c, &jobs[n].r, big);
         if (kind <= BLK_OUT) {
             jobs[n].out = kind == BLK_OUT;
             if (++n == BLK_GROUP) {
@@ -118,6 +116,18 @@ static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch 
     }
     run(p, jobs, n, through);
     return left;
+}
+
+static blk_rare uint32_t serve_big(struct vh_blk_path *p, struct vh_batch *b)
+{
+    return serve_all(p, b, true);
+}
+
+static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch *b)
+{
+    struct vh_blk_path *p = (struct vh_blk_path *)self;
+
+    return blk_is_big(q) ? serve_big(p, b) : serve_all(p, b, false);
 }
 
 void vh_blk_memory_init(struct vh_blk_path *p, struct vh_blk *disk)

@@ -2,13 +2,10 @@
 /* A disk that keeps nothing: reads leave the driver's buffer as it is. What all else costs, it shows. */
 #include "blk.h"
 
-static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch *b)
+static blk_always_inline uint32_t serve_all(const struct vh_blk *disk, struct vh_batch *b, bool big)
 {
-    struct vh_blk_path *p = (struct vh_blk_path *)self;
-    const struct vh_blk *disk = p->disk;
     uint32_t flags = blk_flags(disk), left = 0;
 
-    (void)q;
     blk_prefetch(b);
     for (uint32_t i = 0; i < b->n; i++) {
         struct vh_chain *c = &b->chain[i];
@@ -17,13 +14,25 @@ static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch 
 
         if (c->state != VH_POPPED)
             continue;
-        kind = blk_parse(disk, flags, b, c, &r);
+        kind = blk_parse(disk, flags, b, c, &r, big);
         if (kind <= BLK_FLUSH)
             blk_finish(&r, true);
         else
             left += vh_blk_other(disk, &r, kind);
     }
     return left;
+}
+
+static blk_rare uint32_t serve_big(const struct vh_blk *disk, struct vh_batch *b)
+{
+    return serve_all(disk, b, true);
+}
+
+static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch *b)
+{
+    const struct vh_blk *disk = ((const struct vh_blk_path *)self)->disk;
+
+    return blk_is_big(q) ? serve_big(disk, b) : serve_all(disk, b, false);
 }
 
 void vh_blk_null_init(struct vh_blk_path *p, struct vh_blk *disk)

@@ -21,8 +21,8 @@ struct blk_ways {
     void (*flush)(struct vh_blk_path *p, struct vh_batch *b, const struct vh_blk_request *r);
 };
 
-/* Serve a batch by operations on an image. Returns the number of chains left to Python. */
-static inline uint32_t blk_serve_runs(struct vh_blk_path *p, struct vh_batch *b, struct blk_ways ways)
+static blk_always_inline uint32_t blk_serve_all(struct vh_blk_path *p, struct vh_batch *b, struct blk_ways ways,
+                                                bool big)
 {
     const struct vh_blk *disk = p->disk;
     uint32_t flags = blk_flags(disk), left = 0;
@@ -37,7 +37,7 @@ static inline uint32_t blk_serve_runs(struct vh_blk_path *p, struct vh_batch *b,
 
         if (b->chain[i].state != VH_POPPED)
             continue;
-        kind = blk_parse(disk, flags, b, &b->chain[i], &r);
+        kind = blk_parse(disk, flags, b, &b->chain[i], &r, big);
         out = kind == BLK_OUT;
         if (kind > BLK_OUT && kind != BLK_FLUSH) {
             left += vh_blk_other(disk, &r, kind);
@@ -67,6 +67,18 @@ static inline uint32_t blk_serve_runs(struct vh_blk_path *p, struct vh_batch *b,
     if (run.n)
         ways.transfer(p, b, &run);
     return left;
+}
+
+static blk_rare uint32_t blk_serve_big(struct vh_blk_path *p, struct vh_batch *b, struct blk_ways ways)
+{
+    return blk_serve_all(p, b, ways, true);
+}
+
+/* Serve a batch by operations on an image. Returns the number of chains left to Python. */
+static inline uint32_t blk_serve_runs(struct vh_blk_path *p, const struct vh_queue *q, struct vh_batch *b,
+                                      struct blk_ways ways)
+{
+    return blk_is_big(q) ? blk_serve_big(p, b, ways) : blk_serve_all(p, b, ways, false);
 }
 
 #endif

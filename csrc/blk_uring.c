@@ -262,7 +262,7 @@ static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch 
     u->queue = q;
     u->serving = b;
     vh_uring_disarm(&u->ring);
-    left = blk_serve_runs(&u->blk, b, (struct blk_ways){transfer, flush});
+    left = blk_serve_runs(&u->blk, q, b, (struct blk_ways){transfer, flush});
     /* Nothing may be in flight where Python discards and zeroes, nor in grants, which are given back as soon as the
      * batch is served. */
     while ((left || b->n_defer) && u->blk.path.flying)

@@ -29,7 +29,7 @@ class Echo(Device):
     def config(self) -> bytes:
         return bytes(self.space)
 
-    def set_config(self, offset: int, data: bytes) -> None:
+    def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> None:
         if offset + len(data) > len(self.space):
             raise DeviceError(f"{len(data)} bytes at {offset} do not fit")
         self.space[offset : offset + len(data)] = data

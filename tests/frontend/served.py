@@ -33,7 +33,7 @@ class Reverse(vhost.Device):
     def config(self) -> bytes:
         return bytes(self.space)
 
-    def set_config(self, offset: int, data: bytes) -> None:
+    def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> None:
         if offset + len(data) > len(self.space):
             raise DeviceError("beyond the end")
         self.space[offset : offset + len(data)] = data

@@ -59,6 +59,8 @@ _PROTOCOL_FEATURES = int(VirtioFeature.PROTOCOL_FEATURES)
 
 _LOG_ALL = int(VirtioFeature.LOG_ALL)
 _LOGGED = int(VringFlag.LOG)
+# The flag of SET_CONFIG (vhost-user, "Virtio device config space").
+_MIGRATION = 1
 
 #: Makes the guest memory of a connection.
 MakeMemory = Callable[[], GuestMemory]
@@ -439,7 +441,11 @@ class Session:
 
     @_handles(fe.SetConfig, before_owner=True)
     def _set_config(self, message: fe.SetConfig, request: Request) -> None:
-        self.device.set_config(message.offset, message.data)
+        if message.flags & ~_MIGRATION:
+            raise ProtocolError(
+                f"flags {message.flags:#x}; 0, a write of the driver, and {_MIGRATION}, migration, are known"
+            )
+        self.device.set_config(message.offset, message.data, migration=bool(message.flags))
 
 
 def _optional_fd(no_fd: bool, request: Request) -> int:

@@ -17,6 +17,8 @@ from vhost.devices.disk import Disk
 from vhost.devices.image import Image
 from vhost.errors import DeviceError
 from vhost.virtio.blk import (
+    BIG_HEADER,
+    BIG_SEGMENT,
     HEADER,
     SECTOR,
     SEGMENT,
@@ -128,16 +130,22 @@ class Blk(Device):
     def config(self) -> bytes:
         return self._config.pack(writeback=self._shown)
 
-    def set_config(self, offset: int, data: bytes) -> None:
-        """Take over the cache mode if it is in `data`; the other fields are not the driver's to change."""
+    def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> None:
+        """Take over the cache mode if it is in `data`; the other fields are the disk's, whatever comes."""
         if offset < 0 or offset + len(data) > ConfigSpace.size():
             raise DeviceError(
                 f"blk: {len(data)} bytes at {offset} reach beyond {ConfigSpace.size()} bytes of config"
             )
+        changes = ConfigSpace.unpack(self.config()).changes(offset, data)
+        if fields := ", ".join(name for name in changes if name != "writeback"):
+            if not migration:
+                raise DeviceError(f"blk: the driver writes {fields}, which it may only read")
+            _log.warning("blk: where the guest comes from the disk had another %s; this disk's stays", fields)
         if not offset <= WRITEBACK < offset + len(data):
             return
         value = data[WRITEBACK - offset]
-        if self._negotiated is None or BlkFeature.CONFIG_WCE not in self._negotiated:
+        # Where the guest comes from, the driver has negotiated what it wrote.
+        if not (migration or (self._negotiated and BlkFeature.CONFIG_WCE in self._negotiated)):
             if value == self._shown:
                 return
             raise DeviceError("blk: the driver sets writeback, but did not negotiate CONFIG_WCE")
@@ -187,7 +195,7 @@ class Blk(Device):
         header = chain.read(HEADER.size)
         if len(header) < HEADER.size:
             return self._failed(f"a request with {len(header)} bytes of header instead of {HEADER.size}")
-        kind = HEADER.unpack(header)[0]
+        kind = (BIG_HEADER if chain.big_endian else HEADER).unpack(header)[0]
         if kind == BlkRequest.DISCARD and self._disk.can_discard:
             limits = self._config.max_discard_segments, self._config.max_discard_sectors
             return self._clear(chain, *limits, zero=False)
@@ -202,7 +210,8 @@ class Blk(Device):
         size = chain.readable - HEADER.size
         if size % SEGMENT.size or not 0 < size <= max_segments * SEGMENT.size:
             return self._failed(f"{size} bytes of segments: {SEGMENT.size} each, {max_segments} at most")
-        segments = list(SEGMENT.iter_unpack(chain.read(size)))
+        layout = BIG_SEGMENT if chain.big_endian else SEGMENT
+        segments = list(layout.iter_unpack(chain.read(size)))
         # All are checked before the first takes effect.
         for sector, sectors, flags in segments:
             if flags & ~(UNMAP if zero else 0):

@@ -52,11 +52,15 @@ class Device:
         """The whole configuration space; ``b""`` for none."""
         return b""
 
-    def set_config(self, offset: int, data: bytes) -> None:
+    def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> None:
         """The driver writes `data` at `offset` of the configuration space.
 
         Front-ends write whatever part they like, some the whole space for each byte that the guest writes.
+        So a device refuses a write that changes a field which is the device's own, and takes one that leaves
+        it as it is (vhost-user, "VHOST_USER_SET_CONFIG").
 
+        :param migration: not the driver writes, but the front-end, which brings what the space was where the
+            guest came from: fields that a driver may not write are in it too.
         :raises DeviceError: the write is refused; the base class refuses all.
         """
         raise DeviceError(

@@ -200,9 +200,9 @@ class AsyncFrontend(FrontendBase):
         """As :meth:`Frontend.config`."""
         return await self._alone(self._session.config(offset, size))
 
-    async def set_config(self, offset: int, data: bytes) -> None:
+    async def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> None:
         """As :meth:`Frontend.set_config`."""
-        await self._alone(self._session.set_config(offset, data))
+        await self._alone(self._session.set_config(offset, data, migration=migration))
 
     async def stop(self, index: int) -> int:
         """As :meth:`Frontend.stop`."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from vhost.virtio.blk import (
+    BIG_HEADER,
+    BIG_SEGMENT,
     HEADER,
     SECTOR,
     SEGMENT,
@@ -53,6 +55,7 @@ class Blk:
 
     def __init__(self, frontend: Frontend, *, queue: int = 0) -> None:
         self._queue = frontend.queue(queue)
+        self._header, self._layout = (BIG_HEADER, BIG_SEGMENT) if frontend.big_endian else (HEADER, SEGMENT)
         self.features = BlkFeature(frontend.features & sum(BlkFeature))
         size = _CONFIG_BASIC
         if self.features & BlkFeature.DISCARD:
@@ -168,7 +171,7 @@ class Blk:
     ) -> int:
         if max(len(readable), len(writable)) > self._segments:
             raise ValueError(f"{what}: one request of this device has at most {self._piece} bytes")
-        chain: list[Data] = [HEADER.pack(kind, 0, sector), *readable]
+        chain: list[Data] = [self._header.pack(kind, 0, sector), *readable]
         while True:
             try:
                 token = self._queue.submit(chain, [*writable, 1])
@@ -206,7 +209,7 @@ class Blk:
         def submits() -> Iterator[int]:
             for sector in range(first, first + count, step):
                 sectors = min(step, first + count - sector)
-                data = memoryview(SEGMENT.pack(sector, sectors, flags))
+                data = memoryview(self._layout.pack(sector, sectors, flags))
                 what = f"{kind.name} of {sectors * SECTOR} bytes at {sector * SECTOR}"
                 yield self._submit(kind, 0, [data], [], what)
 

@@ -114,6 +114,11 @@ class FrontendBase:
         self._timeout = timeout
 
     @property
+    def big_endian(self) -> bool:
+        """Whether the driver is a legacy one on a big-endian machine, as are the fields of its requests."""
+        return self._session.options.big_endian
+
+    @property
     def offered_features(self) -> int:
         """Virtio features the backend offers."""
         return self._session.negotiated.offered_features
@@ -208,12 +213,14 @@ class Frontend(FrontendBase):
         """
         return self._run(self._session.config(offset, size))
 
-    def set_config(self, offset: int, data: bytes) -> None:
+    def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> None:
         """Write `data` at `offset` of the configuration space.
 
+        :param migration: not on behalf of the driver: this is what the space was on the machine that the
+            guest came from.
         :raises RefusedError: the device does not take it; not noticed without REPLY_ACK.
         """
-        self._run(self._session.set_config(offset, data))
+        self._run(self._session.set_config(offset, data, migration=migration))
 
     def stop(self, index: int) -> int:
         """Stop a queue; returns the base, the next entry of the avail ring the device would take."""

@@ -219,9 +219,9 @@ class Session:
             )
         return answer.data
 
-    def set_config(self, offset: int, data: bytes) -> Exchange[None]:
-        """Write the configuration space, as a driver does."""
-        yield from self._steady(lambda: self.link.exchange(SetConfig(offset, 0, data)))
+    def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> Exchange[None]:
+        """Write the configuration space, as a driver does, or as one who migrates."""
+        yield from self._steady(lambda: self.link.exchange(SetConfig(offset, int(migration), data)))
 
     def invalidate(self, iova: int, size: int) -> Exchange[None]:
         """Have the backend forget translations."""

@@ -8,7 +8,9 @@ from typing import Final, NamedTuple, Self
 __all__ = (
     "SECTOR",
     "HEADER",
+    "BIG_HEADER",
     "SEGMENT",
+    "BIG_SEGMENT",
     "UNMAP",
     "SERIAL_SIZE",
     "WRITEBACK",
@@ -22,8 +24,12 @@ __all__ = (
 SECTOR: Final = 512
 #: In front of every request: type, reserved, sector.
 HEADER: Final = struct.Struct("<IIQ")
+#: The same from a legacy driver on a big-endian machine (5.2.6, "Legacy Interface: Device Operation").
+BIG_HEADER: Final = struct.Struct(">IIQ")
 #: A range to discard or to zero: sector, sectors, flags.
 SEGMENT: Final = struct.Struct("<QII")
+#: The same from a legacy driver on a big-endian machine.
+BIG_SEGMENT: Final = struct.Struct(">QII")
 #: The flag of a segment to zero whose space may be given back.
 UNMAP: Final = 1
 #: Bytes of a serial number.
@@ -110,6 +116,13 @@ class ConfigSpace(NamedTuple):
     def unpack(cls, data: bytes) -> Self:
         """From as many bytes as a device has; the rest counts as zero."""
         return cls._make(_LAYOUT.unpack(data[: cls.size()].ljust(cls.size(), b"\0")))
+
+    def changes(self, offset: int, data: bytes) -> list[str]:
+        """Names of the fields whose value would become another one if `data` were written at `offset`."""
+        after = bytearray(self.pack())
+        after[offset : offset + len(data)] = data
+        fields = zip(self._fields, self, self.unpack(bytes(after)), strict=True)
+        return [name for name, old, new in fields if old != new]
 
     @staticmethod
     def size() -> int:

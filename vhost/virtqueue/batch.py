@@ -71,6 +71,11 @@ class Batch:
         """Number of the queue."""
         return self._queue.index
 
+    @property
+    def big_endian(self) -> bool:
+        """Whether the fields of the requests are big-endian, as those of a legacy driver can be."""
+        return self._queue.big_endian
+
     def __len__(self) -> int:
         return int(self.cdata.n)
 

@@ -47,6 +47,11 @@ class Chain:
         return self._batch.index
 
     @property
+    def big_endian(self) -> bool:
+        """Whether the driver is a legacy one on a big-endian machine, as are the fields of its requests."""
+        return self._batch.big_endian
+
+    @property
     def readable(self) -> int:
         """Bytes in the part that the device reads."""
         return int(self._c.read_len)

@@ -102,6 +102,8 @@ class Queue:
         self.size = layout.size
         #: Whether the ring is a packed one.
         self.packed = layout.packed
+        #: Whether the driver is a legacy one on a big-endian machine, as are the fields of its requests.
+        self.big_endian = big_endian and not layout.packed
         #: While true, pop() returns nothing: the ring is about to stop.
         self.pausing = False
         #: Chains that pop() may still return before others have their turn; who serves the ring sets it.
@@ -147,10 +149,10 @@ class Queue:
             self._keep.append(ffi.new("struct vh_turn[]", turns))
             self._q.turns, self._q.num_turns = self._keep[-1], turns
         self.call_fd = call_fd
-        self._begin(base, big_endian)
+        self._begin(base)
         self._record(inflight)
 
-    def _begin(self, base: int, big_endian: bool) -> None:
+    def _begin(self, base: int) -> None:
         q = self._q
         if self.packed:
             q.kind = lib.VH_PACKED
@@ -161,7 +163,7 @@ class Queue:
             if max(q.next_avail, q.next_used) >= self.size:
                 raise VirtqueueError(f"queue {self.index}: base {base:#x} is outside a ring of {self.size}")
         else:
-            q.kind = lib.VH_SPLIT_BIG if big_endian else lib.VH_SPLIT
+            q.kind = lib.VH_SPLIT_BIG if self.big_endian else lib.VH_SPLIT
             q.next_avail = base
 
     def _record(self, inflight: int) -> None:
