@@ -67,8 +67,23 @@ def test_a_queue(backend: socket.socket) -> None:
             assert (await queue.wait(tokens[5])).data == b"\5"
             assert [(await queue.wait()).token for _ in range(9)] == tokens[:5] + tokens[6:]
             queue.submit(b"x")
-            await queue.make_room()
+            assert await queue.make_room()
             assert len(queue.completed()) == 1
+            assert not await queue.make_room()
+
+    run(main())
+
+
+def test_all_that_is_in_flight_can_be_waited_for(backend: socket.socket) -> None:
+    async def main() -> None:
+        async with await vhost.connect_async(backend) as device:
+            queue = device.queue(0)
+            tokens = [queue.submit(bytes([n]), 1, publish=False) for n in range(3)]
+            while await queue.make_room():
+                pass
+            assert queue.in_flight == 3
+            assert [(await queue.wait()).token for _ in range(queue.in_flight)] == tokens
+            assert not queue.in_flight
 
     run(main())
 

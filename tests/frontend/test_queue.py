@@ -121,6 +121,35 @@ def test_waiting_for_one_keeps_the_others(backend: socket.socket) -> None:
             queue.wait()
 
 
+def test_all_that_is_in_flight_can_be_waited_for(backend: socket.socket) -> None:
+    """Whoever reaped a completion: until it is taken, it counts, and the wait for it returns it."""
+    with vhost.connect(backend) as frontend:
+        queue = frontend.queue(0)
+        assert not queue.make_room()
+        tokens = [queue.submit(bytes([n]), 1) for n in range(3)]
+        while queue.make_room():
+            pass
+        assert queue.in_flight == 3
+        taken = []
+        while queue.in_flight:
+            taken.append(queue.wait().token)
+        assert taken == tokens
+        with pytest.raises(LookupError, match="queue 0 has no request"):
+            queue.wait()
+
+
+def test_who_waits_has_published(backend: socket.socket) -> None:
+    with vhost.connect(backend, queue_size=2) as frontend:
+        queue = frontend.queue(0)
+        for _ in range(2):
+            queue.submit(b"abc", 3, publish=False)
+        while queue.in_flight:
+            assert queue.wait().data == b"cba"
+        queue.submit(b"abc", 3, publish=False)
+        assert queue.make_room()
+        assert [done.data for done in queue.completed()] == [b"cba"]
+
+
 def test_stop_and_go_on(backend: socket.socket) -> None:
     with vhost.connect(backend, queue_size=4) as frontend:
         for n in range(9):

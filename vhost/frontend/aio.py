@@ -260,6 +260,6 @@ class AsyncQueue(QueueBase):
             self._ring.completion(token), self._timeout if timeout is None else timeout
         )
 
-    async def make_room(self, *, timeout: float | None = None) -> None:
+    async def make_room(self, *, timeout: float | None = None) -> bool:
         """As :meth:`FrontendQueue.make_room`."""
-        await self._runner.run(self._ring.arrival(), self._timeout if timeout is None else timeout)
+        return await self._runner.run(self._ring.room(), self._timeout if timeout is None else timeout)

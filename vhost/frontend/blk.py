@@ -176,9 +176,8 @@ class Blk:
             try:
                 token = self._queue.submit(chain, [*writable, 1])
             except (BlockingIOError, MemoryError):
-                if not self._queue.in_flight:
+                if not self._queue.make_room():
                     raise
-                self._queue.make_room()
             else:
                 self._what[token] = what
                 return token

@@ -34,8 +34,11 @@ class QueueBase:
 
     @property
     def in_flight(self) -> int:
-        """Requests the device has not returned yet."""
-        return self._ring.in_flight
+        """Requests that were submitted and whose completion nobody has taken yet.
+
+        While there are any, ``wait()`` returns one: ``while queue.in_flight: queue.wait()`` takes all.
+        """
+        return self._ring.untaken
 
     def submit(
         self,
@@ -58,7 +61,8 @@ class QueueBase:
         if token is None:
             raise BlockingIOError(
                 errno.EAGAIN,
-                f"queue {self.index} is full with {self.in_flight} requests in flight; wait for one of them",
+                f"queue {self.index} is full with {self._ring.in_flight} requests in flight; "
+                "wait for one of them",
             )
         return token
 
@@ -83,7 +87,9 @@ class FrontendQueue(QueueBase):
     """A queue: many requests in flight, completions in any order. Not thread-safe."""
 
     def wait(self, token: int | None = None, *, timeout: float | None = None) -> Completion:
-        """Wait for the request `token`, or for whichever comes back next.
+        """Wait for the request `token`, or for whichever comes back next, if none has yet.
+
+        What was queued with ``publish=False`` is published.
 
         :param timeout: seconds, None: as the frontend was told at :func:`connect`. The request stays in
             flight after a ``TimeoutError``.
@@ -93,6 +99,9 @@ class FrontendQueue(QueueBase):
         """
         return wait(self._ring.completion(token), self._timeout if timeout is None else timeout)
 
-    def make_room(self, *, timeout: float | None = None) -> None:
-        """Wait until at least one more request has come back; what came back stays to be asked for."""
-        wait(self._ring.arrival(), self._timeout if timeout is None else timeout)
+    def make_room(self, *, timeout: float | None = None) -> bool:
+        """Wait until at least one more request has come back; what came back stays to be asked for.
+
+        :returns: False, at once, if the device holds no request: there will not be more room.
+        """
+        return wait(self._ring.room(), self._timeout if timeout is None else timeout)

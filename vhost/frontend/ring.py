@@ -167,6 +167,11 @@ class Ring:
         """Requests the device has not returned."""
         return len(self._requests)
 
+    @property
+    def untaken(self) -> int:
+        """Requests whose completion somebody wants and has not taken yet, wherever it is."""
+        return len(self._flying) + len(self._done)
+
     def submit(
         self, readable: Sequence[Data], writable: Sequence[int], *, publish: bool = True
     ) -> int | None:
@@ -268,6 +273,8 @@ class Ring:
     def arrival(self) -> Exchange[None]:
         """Wait until at least one more request has come back, to this or to another who waits.
 
+        What was submitted and not published is published first; else the wait could be for ever.
+
         :raises VirtqueueError: the ring is broken, by this side's account or by the backend's.
         :raises OSError: the backend is gone.
         """
@@ -281,6 +288,8 @@ class Ring:
                 raise VirtqueueError(
                     f"queue {self.index} is stopped with {self.in_flight} requests in flight; start it again"
                 )
+            if self.vring.driver.held:
+                self.publish()
             if self.vring.driver.calls_on():
                 continue
             if self._link.ended:
@@ -320,6 +329,14 @@ class Ring:
             return any(self.vring.driver.calls_on() for _ in range(_LOOKS)) or other.attempt()
 
         return Until(looked, other.what, again=_PAUSE)
+
+    def room(self) -> Exchange[bool]:
+        """Wait for an arrival, unless there is nothing to wait for: False then, at once."""
+        self._check()
+        if not self._requests:
+            return False
+        yield from self.arrival()
+        return True
 
     def completion(self, token: int | None) -> Exchange[Completion]:
         """Wait for the request `token`, or for any.

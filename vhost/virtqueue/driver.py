@@ -144,6 +144,11 @@ class DriverQueue:
         """Show the device what was added; true if it wants a kick."""
         return bool(lib.vh_driver_publish(self._d))
 
+    @property
+    def held(self) -> bool:
+        """Whether something was added that the device has not been shown."""
+        return bool(self._d.added != self._d.shown)
+
     def poll(self, limit: int | None = None) -> list[tuple[int, int]]:
         """Chains the device has used, as ``(id, bytes written)``, in its order.
 
