@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -21,13 +21,16 @@ from vhost.protocol import (
     Connection,
     GetConfig,
     GetFeatures,
+    GetMaxMemSlots,
     GetProtocolFeatures,
     GetQueueNum,
     GetVringBase,
+    LogBase,
     Message,
     Payload,
     ProtocolFeature,
     Request,
+    SetLogBase,
     SetMemTable,
     SetVringAddr,
     SetVringCall,
@@ -54,10 +57,11 @@ class Fake(threading.Thread):
         features: int = FEATURES,
         protocol: int = PROTOCOL,
         queues: int = 1,
+        slots: int = 32,
         script: Mapping[type[Message], "Callable[[Fake, Request], object]"] | None = None,
     ) -> None:
         super().__init__(name="fake backend")
-        self.features, self.protocol, self.queues = features, protocol, queues
+        self.features, self.protocol, self.queues, self.slots = features, protocol, queues, slots
         self.space = bytearray(range(64))
         self.script = script or {}
         self.peer, self.sock = socket.socketpair()
@@ -104,6 +108,10 @@ class Fake(threading.Thread):
                 self.reply(request, U64(self.protocol))
             case GetQueueNum():
                 self.reply(request, U64(self.queues))
+            case GetMaxMemSlots():
+                self.reply(request, U64(self.slots))
+            case SetLogBase(size=size, offset=offset):
+                self.reply(request, LogBase(size, offset))
             case GetVringBase(index):
                 self.reply(request, VringBase(index, self._used))
             case GetConfig(offset=offset, size=size):
@@ -121,12 +129,12 @@ class Fake(threading.Thread):
             case _:
                 self.ack(request)
 
-    def encode(self, request: Request, value: Payload) -> bytes:
+    def encode(self, request: Request, value: Payload, fds: Sequence[int] = ()) -> bytes:
         """The bytes of an answer."""
-        return self._connection.reply(request, value)[0]
+        return self._connection.reply(request, value, fds)[0]
 
-    def reply(self, request: Request, value: Payload) -> None:
-        self.write(self.encode(request, value))
+    def reply(self, request: Request, value: Payload, fds: Sequence[int] = ()) -> None:
+        self.write(self.encode(request, value, fds), fds)
 
     def encode_ack(self, request: Request, code: int = 0) -> bytes:
         """The bytes of an acknowledgement, none if none is due."""
@@ -137,9 +145,9 @@ class Fake(threading.Thread):
         if answer := self.encode_ack(request, code):
             self.write(answer)
 
-    def write(self, data: bytes, fds: list[int] | None = None) -> None:
+    def write(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send anything at all."""
-        send_fds(self.sock, data, fds or [])
+        send_fds(self.sock, data, fds)
 
     def hang_up(self) -> None:
         """Close the connection from this side."""

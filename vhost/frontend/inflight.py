@@ -5,6 +5,7 @@ vhost-user.rst, «Inflight I/O tracking»: the backend lays it out, the frontend
 """
 
 import os
+from dataclasses import replace
 from typing import Final
 
 from vhost.protocol import GetInflightFd, Inflight, SetInflightFd
@@ -19,7 +20,10 @@ _ENTRY: Final = 32
 
 
 class InflightRegion:
-    """A descriptor of memory, and how it was described; closed by :meth:`close`."""
+    """A descriptor of memory, and how it was described; closed by :meth:`close`.
+
+    :param described: for how many queues, of how many entries: neither is 0.
+    """
 
     def __init__(self, described: Inflight, fd: int) -> None:
         self._described = described
@@ -45,9 +49,17 @@ class InflightRegion:
 
 
 def fetch(link: Link, queues: int, queue_size: int) -> Exchange[InflightRegion]:
-    """Ask a backend for a region for so many queues of so many entries."""
+    """Ask a backend for a region for so many queues of so many entries.
+
+    Of the answer only size and offset are sure to be there (vhost-user.rst, «Inflight description»): some
+    backends leave the numbers of queues and entries 0, which are then as asked for.
+    """
     value, fd = yield from link.fetch(GetInflightFd(0, 0, queues, queue_size))
-    if not isinstance(value, Inflight) or not 0 < value.num_queues <= value.mmap_size:
+    if isinstance(value, Inflight):
+        value = replace(
+            value, num_queues=value.num_queues or queues, queue_size=value.queue_size or queue_size
+        )
+    if not isinstance(value, Inflight) or value.num_queues > value.mmap_size:
         os.close(fd)
         raise link.out_of_step(f"GET_INFLIGHT_FD was answered with {value}")
     return InflightRegion(value, fd)

@@ -145,14 +145,18 @@ class Vring:
         ]
 
     def addresses(self) -> SetVringAddr:
-        """Where the parts of the ring are, and whether what is written to them is logged."""
+        """Where the parts of the ring are, and whether what is written to them is logged.
+
+        The log address is the used part's, logged or not: some back-ends let nothing but the flag change
+        while the ring runs.
+        """
         parts = self._parts[:3]
         if self._options.iommu is None:
             desc, avail, used = (self._ram.user_address(part.gpa) for part in parts)
         else:
             desc, avail, used = map(self.address, parts)
-        flags, log = (VringFlag.LOG, parts[2].gpa) if self.logged else (0, 0)
-        return SetVringAddr(self.index, flags, desc, used, avail, log)
+        flags = VringFlag.LOG if self.logged else 0
+        return SetVringAddr(self.index, flags, desc, used, avail, parts[2].gpa)
 
     def kick(self) -> None:
         """Tell the device to look at the ring, unless it does so by itself."""
