@@ -16,6 +16,7 @@ from vhost.frontend.wait import wait
 from vhost.protocol import (
     AddMemReg,
     GetFeatures,
+    GetMaxMemSlots,
     GetProtocolFeatures,
     GetQueueNum,
     MemoryRegion,
@@ -153,8 +154,8 @@ def test_exact_features() -> None:
         ({"features": FEATURES | 1 << 34}, "features 0x400000000 wanted"),
         ({"protocol_features": PROTOCOL | 1 << 12}, "protocol features 0x1000 wanted"),
         ({"queues": 2}, "2 queues wanted, but the backend has 1"),
-        ({"slots": True}, "ADD_MEM_REG"),
-        ({"regions": 9}, "ADD_MEM_REG"),
+        ({"slots": True}, "1 regions .* CONFIGURE_MEM_SLOTS is not negotiated; leave slots= out"),
+        ({"regions": 9}, "9 regions .* CONFIGURE_MEM_SLOTS is not negotiated.* at most 8"),
     ],
 )
 def test_wanting_what_is_not_offered(wanted: dict[str, Any], message: str) -> None:
@@ -192,6 +193,28 @@ def test_more_regions_than_a_table_holds() -> None:
         added = [message.region for message in fake.seen if isinstance(message, AddMemReg)]
         assert [(region.guest_addr, region.mmap_offset) for region in added] == device.ram.regions()
         assert SetMemTable not in map(type, fake.seen)
+
+
+@pytest.mark.parametrize("wanted", [{"slots": True, "regions": 3}, {"regions": 9}])
+def test_as_many_regions_as_there_are_slots(wanted: dict[str, Any]) -> None:
+    protocol = PROTOCOL | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    regions = wanted["regions"]
+    with Fake(protocol=protocol, slots=regions) as fake, vhost.connect(fake.peer, **wanted):
+        assert fake.seen.index(GetMaxMemSlots()) < [type(message) for message in fake.seen].index(AddMemReg)
+    with (
+        Fake(protocol=protocol, slots=regions - 1) as fake,
+        pytest.raises(LocalProtocolError, match=rf"{regions} regions, .* slots for {regions - 1} "),
+    ):
+        vhost.connect(fake.peer, **wanted)
+    assert AddMemReg not in map(type, fake.seen)
+
+
+def test_a_table_needs_no_slots() -> None:
+    with (
+        Fake(protocol=PROTOCOL | ProtocolFeature.CONFIGURE_MEM_SLOTS, slots=0) as fake,
+        vhost.connect(fake.peer, regions=8),
+    ):
+        assert SetMemTable in map(type, fake.seen)
 
 
 def test_bits_to_avoid() -> None:

@@ -60,7 +60,8 @@ def connect(
     :param event_idx: acknowledge RING_EVENT_IDX when it is offered, if `features` is None.
     :param indirect: likewise, RING_INDIRECT_DESC.
     :param slots: share memory with ADD_MEM_REG instead of SET_MEM_TABLE.
-    :param regions: how many regions guest memory has, of equal size; more than 8 are shared with ADD_MEM_REG.
+    :param regions: how many regions guest memory has, of equal size; more than 8 are shared with ADD_MEM_REG,
+        if the backend has slots for so many.
     :param packed: use packed rings; `queue_size` need not be a power of two then.
     :param in_order: acknowledge IN_ORDER: the backend returns requests in the order in which they were sent.
     :param big_endian: rings as a legacy driver on a big-endian machine has them, without VERSION_1.

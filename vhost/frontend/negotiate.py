@@ -12,6 +12,7 @@ from vhost.errors import LocalProtocolError
 from vhost.protocol import (
     AddMemReg,
     GetFeatures,
+    GetMaxMemSlots,
     GetProtocolFeatures,
     GetQueueNum,
     MemoryRegion,
@@ -110,7 +111,8 @@ class Options:
 class Negotiated:
     """What a backend offers and what was acknowledged.
 
-    :ivar num_queues: rings that it has, None if it does not say.
+    :ivar num_queues: rings it has, None if it does not say.
+    :ivar mem_slots: regions that ADD_MEM_REG may add, 0 without CONFIGURE_MEM_SLOTS.
     """
 
     offered_features: int
@@ -118,6 +120,7 @@ class Negotiated:
     offered_protocol_features: int
     protocol_features: int
     num_queues: int | None
+    mem_slots: int = 0
 
 
 def negotiate(link: Link, options: Options) -> Exchange[Negotiated]:
@@ -152,8 +155,11 @@ def negotiate(link: Link, options: Options) -> Exchange[Negotiated]:
             raise LocalProtocolError(
                 f"{options.queues} queues wanted, but the backend has {num_queues}; ask for fewer"
             )
+    mem_slots = 0
+    if protocol & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+        mem_slots = yield from link.ask(GetMaxMemSlots())
     yield from link.exchange(SetFeatures(features))
-    return Negotiated(offered, features, offered_protocol, protocol, num_queues)
+    return Negotiated(offered, features, offered_protocol, protocol, num_queues, mem_slots)
 
 
 def _driven(options: Options) -> int:
@@ -196,10 +202,11 @@ def _choose(what: str, wanted: int | None, offered: int, driven: int, asked: int
     return wanted
 
 
-def share(link: Link, ram: GuestRam, *, slots: bool) -> Exchange[None]:
+def share(link: Link, ram: GuestRam, agreed: Negotiated, *, slots: bool) -> Exchange[None]:
     """Give the backend our guest memory.
 
-    :param slots: with ADD_MEM_REG.
+    :param slots: with ADD_MEM_REG, even if it fits into SET_MEM_TABLE.
+    :raises LocalProtocolError: it has more regions than the backend takes.
     """
     regions = tuple(
         MemoryRegion(
@@ -208,7 +215,22 @@ def share(link: Link, ram: GuestRam, *, slots: bool) -> Exchange[None]:
         for gpa, offset in ram.regions()
     )
     if slots or len(regions) > _TABLE_REGIONS:
+        _check_slots(len(regions), agreed)
         for region in regions:
             yield from link.exchange(AddMemReg(region), (ram.fileno(),))
     else:
         yield from link.exchange(SetMemTable(regions), (ram.fileno(),) * len(regions))
+
+
+def _check_slots(count: int, agreed: Negotiated) -> None:
+    if not agreed.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+        raise LocalProtocolError(
+            f"{count} regions of guest memory are to be shared by ADD_MEM_REG, but CONFIGURE_MEM_SLOTS is "
+            f"not negotiated; leave slots= out, and have at most {_TABLE_REGIONS} regions, as many as "
+            "SET_MEM_TABLE holds"
+        )
+    if count > agreed.mem_slots:
+        raise LocalProtocolError(
+            f"guest memory has {count} regions, but the backend has slots for {agreed.mem_slots} "
+            f"(GET_MAX_MEM_SLOTS); have fewer, of which SET_MEM_TABLE shares {_TABLE_REGIONS} without slots"
+        )

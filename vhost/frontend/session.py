@@ -104,7 +104,7 @@ class Session:
             self.link.channel = channel
             yield from self.link.exchange(SetBackendReqFd(), (channel.theirs.fileno(),))
             channel.theirs.close()
-        yield from share(self.link, self.ram, slots=self.options.slots)
+        yield from share(self.link, self.ram, agreed, slots=self.options.slots)
 
     def make_sure(self) -> Exchange[None]:
         """Without acknowledgements: the answer to this shows that the backend got over all that was sent."""
