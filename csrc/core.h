@@ -42,6 +42,10 @@ int vh_fail(struct vh_queue *q, enum vh_error error, uint64_t a, uint64_t b);
 /* Put back the chains of a batch from `first` on, which are the newest that were taken. */
 void vh_put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first);
 
+/* ---- pop.c ---------------------------------------------------------------------------------------------------- */
+
+bool vh_packed_is_new(const struct vh_queue *q);
+
 /* ---- data.c: copies between a flat buffer and pieces ---------------------------------------------------------- */
 
 uint64_t vh_gather(const struct vh_iov *iov, uint32_t n, uint64_t skip, void *to, uint64_t len);

@@ -328,22 +328,6 @@ static void withdraw(struct packed_desc *ring, uint32_t num, uint32_t used, bool
     }
 }
 
-/* Whether nothing of a ring was ever used: what the driver made available from its start, and zeroes behind that. */
-static bool begun_anew(const struct vh_queue *q)
-{
-    const struct packed_desc *ring = q->desc;
-    uint32_t i = 0;
-
-    if (q->next_used || !q->used_wrap)
-        return false;
-    while (i < q->num && packed_is_avail(load16_acquire(&ring[i].flags, false), true))
-        i++;
-    for (; i < q->num; i++)
-        if (load16_acquire(&ring[i].flags, false) & (DESC_AVAIL | DESC_USED))
-            return false;
-    return true;
-}
-
 static int recover_packed(struct vh_queue *q)
 {
     struct vh_inflight *in = &q->inflight;
@@ -358,7 +342,7 @@ static int recover_packed(struct vh_queue *q)
     /* After the last batch of a lap in which all was used the ring looks new, and is where the region says. */
     if ((place.old_used_idx != q->next_used || (place.old_used_wrap & 1) != q->used_wrap) &&
         (place.used_idx != q->next_used || (place.used_wrap & 1) != q->used_wrap))
-        fresh |= begun_anew(q);
+        fresh |= !q->next_used && q->used_wrap && vh_packed_is_new(q);
     if (fresh) {
         vh_inflight_format(in->region, q->num, 1);
         set_place(r, where(q->next_used, q->used_wrap, q->next_used, q->used_wrap));

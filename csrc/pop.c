@@ -56,9 +56,36 @@ static void let_go(struct vh_queue *q)
     __atomic_store_n(&q->held, NULL, __ATOMIC_RELEASE);
 }
 
+/* Whether nothing of a packed ring was ever used: what its driver made available from its start, zeroes behind that. */
+bool vh_packed_is_new(const struct vh_queue *q)
+{
+    const struct packed_desc *ring = q->desc;
+    uint32_t i = 0;
+
+    while (i < q->num && packed_is_avail(load16_acquire(&ring[i].flags, false), true))
+        i++;
+    for (; i < q->num; i++)
+        if (load16_acquire(&ring[i].flags, false) & (DESC_AVAIL | DESC_USED))
+            return false;
+    return true;
+}
+
+/*
+ * Some front-ends begin packed rings with 0, which says that a first lap is over and all of it used. In such a ring
+ * some flags have USED set: where the first used element of that lap was written, it or what the driver has made
+ * available there since, in its second lap. So one that looks new is new.
+ */
+static void begin_at_zero(struct vh_queue *q)
+{
+    if (!q->next_avail && !q->next_used && !q->avail_wrap && !q->used_wrap && vh_packed_is_new(q))
+        q->avail_wrap = q->used_wrap = true;
+}
+
 int vh_queue_init(struct vh_queue *q)
 {
-    if (q->kind != VH_PACKED)
+    if (q->kind == VH_PACKED)
+        begin_at_zero(q);
+    else
         q->next_used = load16_acquire(&((const struct used *)q->used)->idx, q->kind == VH_SPLIT_BIG);
     return q->inflight.region ? vh_inflight_recover(q) : 0;
 }

@@ -78,7 +78,7 @@ class DriverRing:
 
     def __init__(self, peer: "Peer", index: int, size: int, table_len: int = 0) -> None:
         self.peer, self.index, self.size = peer, index, size
-        self.layout = RingLayout(size)
+        self.layout = RingLayout(size, bool(peer.connection.features & VirtioFeature.RING_PACKED))
         self.offset = index * RING_STRIDE
         self.data = DATA + index * 0x20000
         self._answers: dict[int, int] = {}  # places of answers, by head; by hand, chains use the first

@@ -56,6 +56,20 @@ def test_requests_are_served(server: Serving, ring_features: VirtioFeature) -> N
     assert not server.lines.having("", "ERROR")
 
 
+def test_a_packed_ring_that_is_new_may_begin_at_zero(server: Serving) -> None:
+    """As user-mode Linux begins: both wrap counters of a new ring are 1."""
+    with server.connect() as peer:
+        peer.negotiate(FEATURES | VirtioFeature.RING_PACKED)
+        peer.share()
+        ring = peer.ring()
+        peer.start(ring, 0)
+        assert [ring.request(bytes([n, 0])) for n in range(8)] == [bytes([0, n]) for n in range(8)]
+        assert peer.base() == 0  # a lap later that is where it is
+        peer.do(SetVringKick(0), [ring.kick])
+        assert ring.request(b"on") == b"no"
+    assert not server.lines.having("", "ERROR")
+
+
 def test_two_rings_side_by_side(server: Serving) -> None:
     with server.connect() as peer:
         first = peer.ready()

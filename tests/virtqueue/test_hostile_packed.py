@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.virtqueue.drivers import AVAIL, BASE, INDIRECT, NEXT, USED, WRITE, Shared
+from tests.virtqueue.drivers import AVAIL, BASE, INDIRECT, NEXT, USED, WRITE, PackedDriver, Sent, Shared
 from vhost.errors import VirtqueueError
 from vhost.mem import InflightRegion
 from vhost.virtqueue import Queue, RingLayout
@@ -193,6 +193,53 @@ def test_base_without_the_place_of_used(ring: Shared) -> None:
     chain.push()
     assert struct.unpack("<IHH", ring.get(ring.desc + 8, 8)) == (0, 3, AVAIL | USED)
     queue.close()
+
+
+def test_a_new_ring_may_begin_at_zero(ring: Shared) -> None:
+    # As user-mode Linux begins, whose driver may have been quick.
+    for offered in range(SIZE + 1):
+        lay(ring, *[(ring.data, 1, i, 0) for i in range(offered)])
+        queue = ring.queue(base=0)
+        assert queue.base == START
+        assert [chain.head for chain in queue.pop()] == list(range(offered))
+        queue.close()
+
+
+@pytest.mark.parametrize("in_order", [False, True], ids=["any order", "in order"])
+@pytest.mark.parametrize("size", range(1, 6))
+def test_a_ring_whose_first_lap_is_over_is_not_taken_for_a_new_one(size: int, in_order: bool) -> None:
+    """Whatever chains it had, and whatever its driver has made available since."""
+    rng = random.Random(size)
+    shared = Shared(RingLayout(size, True), room=512, regions=1)
+    driver = PackedDriver(shared, event_idx=False, in_order=in_order)
+    queue = shared.queue(base=START, in_order=in_order)
+
+    def offer(most: int) -> None:
+        pieces = [(shared.data + 16 * k, 1) for k in range(rng.randint(1, most))]
+        if driver.add(Sent(0, pieces, []), 0):
+            driver.show()
+
+    met = 0
+    while met < 100:
+        for _ in range(rng.randint(1, size)):
+            offer(size)
+        chains = list(queue.pop())
+        if not in_order:
+            rng.shuffle(chains)
+        for chain in chains:
+            chain.push()
+        driver.take()
+        if queue.base:
+            continue
+        met += 1
+        for _ in range(rng.randint(0, size)):
+            offer(size)
+        again = shared.queue(base=0, in_order=in_order)
+        assert again.base == 0
+        queue.close()
+        queue = again
+    queue.close()
+    shared.close()
 
 
 def test_no_length_is_no_buffer(ring: Shared) -> None:

@@ -431,7 +431,7 @@ class Ring:
             raise
         self.lane = Lane(queue, path, self.kick.fd)
         self.recorded = host.inflight
-        log.info("%s started: %d entries, base %#x", self.name, self._size, self._base)
+        log.info("%s started: %d entries, base %#x", self.name, self._size, queue.base)
         if queue.again:
             log.info("%s: %d chains were in flight, and are served again", self.name, queue.again)
 
