@@ -286,6 +286,25 @@ def test_only_inflight_regions_in_use_stay_mapped(server: Serving) -> None:
         assert mapped() == 1
 
 
+@pytest.mark.parametrize(("index", "size"), [(0, 256), (1, 16)], ids=["larger", "beyond"])
+@pytest.mark.parametrize("kind", [VirtioFeature(0), VirtioFeature.RING_PACKED], ids=["split", "packed"])
+def test_a_ring_that_an_inflight_region_was_not_made_for_is_served_without(
+    server: Serving, kind: VirtioFeature, index: int, size: int
+) -> None:
+    """QEMU's virtio-mmio makes one for 128 entries, and its driver takes as many as there may be."""
+    with server.connect() as peer:
+        peer.negotiate(FEATURES | kind, PROTOCOL_FEATURES | ProtocolFeature.INFLIGHT_SHMFD)
+        peer.share()
+        region = peer.ask(GetInflightFd(0, 0, 1, 128)).take_fd()
+        before = os.pread(region, 1 << 20, 0)
+        ring = peer.ring(index, size)
+        peer.start(ring)
+        assert [ring.request(b"abc") for _ in range(size)] == [b"cba"] * size
+        server.lines.wait(f"ring {index}: its {size} entries.* for 1 rings of 128", level="WARNING")
+        assert os.pread(region, 1 << 20, 0) == before
+        os.close(region)
+
+
 def test_a_ring_whose_pages_are_taken_away_breaks(server: Serving) -> None:
     with server.connect() as peer:
         ring = peer.ready()

@@ -402,9 +402,9 @@ class Ring:
             log.info("%s waits for the translation of %#x", self.name, miss.address)
             host.translate(miss)
             return
-        features, inflight = host.features, 0
-        if host.inflight is not None:
-            inflight = host.inflight.part(self.index, self._size, packed=layout.packed)
+        features, record, inflight = host.features, self._record(), 0
+        if record is not None:
+            inflight = record.part(self.index, self._size, packed=layout.packed)
         places = self._addresses.find(self._memory, layout, host.iotlb)
         self._descriptors = places[0][0]
         queue = Queue(
@@ -430,10 +430,22 @@ class Ring:
             queue.close()
             raise
         self.lane = Lane(queue, path, self.kick.fd)
-        self.recorded = host.inflight
+        self.recorded = record
         log.info("%s started: %d entries, base %#x", self.name, self._size, queue.base)
         if queue.again:
             log.info("%s: %d chains were in flight, and are served again", self.name, queue.again)
+
+    def _record(self) -> InflightRegion | None:
+        region = self._host.inflight
+        if region is None or region.holds(self.index, self._size):
+            return region
+        log.warning(
+            "%s: its %d entries have no place in the %s: what is in flight is lost if this process is killed",
+            self.name,
+            self._size,
+            region.spec,
+        )
+        return None
 
     def _log(self, queue: Queue) -> None:
         host, addresses = self._host, self._addresses

@@ -83,15 +83,17 @@ class InflightRegion:
             lib.vh_inflight_format(region._base + index * stride, queue_size, packed)
         return region, fd
 
-    def part(self, index: int, size: int, *, packed: bool) -> int:
-        """Host address of the part of ring `index`, which has `size` entries.
+    def holds(self, index: int, size: int) -> bool:
+        """Whether it was made for a ring `index` of `size` entries."""
+        return index < self.spec.num_queues and size <= self.spec.queue_size
 
-        :raises GuestMemoryError: the region has no such part.
+    def part(self, index: int, size: int, *, packed: bool) -> int:
+        """Host address of the part of ring `index`, which has `size` entries and which the region holds.
+
+        :raises GuestMemoryError: the region is not what it is said to be.
         """
         spec = self.spec
         stride = spec.size // spec.num_queues
-        if index >= spec.num_queues:
-            raise GuestMemoryError(f"ring {index}: {spec}")
         address = int(ffi.cast("uintptr_t", self._base)) + index * stride
         if address % _ALIGN:
             raise GuestMemoryError(f"ring {index}: its part of the {spec} is not aligned to {_ALIGN} bytes")
