@@ -25,7 +25,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ("Blkio", "BlkioError", "Completion", "load")
+from tests.lab import archive
+from tests.lab.peers import Peer
+
+__all__ = ("LIBBLKIO", "Blkio", "BlkioError", "Completion", "load")
 
 
 class BlkioError(Exception):
@@ -83,9 +86,21 @@ SIGNATURES: dict[str, tuple[object, Sequence[object]]] = {
 }
 
 
-def load(root: Path) -> ctypes.CDLL:
-    """The library from the unpacked package ``root``, its functions typed."""
-    library = ctypes.CDLL(str(next(root.glob("usr/lib/*/libblkio.so.1*"))), use_errno=True)
+def file() -> Path:
+    # The library in the unpacked package; what it is called ends with its version.
+    package = archive.unpacked(["libblkio1"], "trixie")
+    return next(package.glob("usr/lib/*/libblkio.so.1")).resolve()
+
+
+LIBBLKIO = Peer("libblkio", lambda: file().name.partition(".so.")[2])
+
+
+def load() -> ctypes.CDLL:
+    """The library in the cache, its functions typed.
+
+    :raises Missing: this machine's apt cannot provide it.
+    """
+    library = ctypes.CDLL(str(file()), use_errno=True)
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

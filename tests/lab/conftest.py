@@ -10,10 +10,16 @@ import pytest
 from tests.lab import machine as machines
 from tests.lab.kernel import Kernel, debian_kernel
 from tests.lab.machine import Machine
+from tests.lab.peers import Recorder
 from tests.lab.prerequisites import Missing, Policy, lacking, policy
 from tests.lab.root import write_root
 
 SECONDS = pytest.StashKey[list[tuple[str, float]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if recorder := Recorder.wanted():
+        config.pluginmanager.register(recorder)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -10,12 +10,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.lab.peers import Peer, asked
 from tests.lab.prerequisites import console_script, tool
 from tests.lab.process import Process
 
-__all__ = ("Daemon", "ours", "storage_daemon")
+__all__ = ("STORAGE_DAEMON", "Daemon", "ours", "storage_daemon")
 
 START_SECONDS = 20
+
+STORAGE_DAEMON = Peer("qemu-storage-daemon", lambda: asked([tool("qemu-storage-daemon"), "--version"]))
 
 
 class Daemon(Process):

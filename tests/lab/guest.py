@@ -15,11 +15,14 @@ from types import TracebackType
 from typing import Self
 
 from tests.lab.console import last_words
+from tests.lab.peers import Peer, asked
 from tests.lab.prerequisites import tool
 from tests.lab.process import Process
 from tests.lab.qmp import Qmp
 
-__all__ = ("CommandFailed", "Guest", "LostGuest", "machine")
+__all__ = ("QEMU", "CommandFailed", "Guest", "LostGuest", "machine")
+
+QEMU = Peer("QEMU", lambda: asked([tool("qemu-system-x86_64"), "--version"]))
 
 BOOT_SECONDS = 60
 COMMAND_SECONDS = 30

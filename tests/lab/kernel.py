@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import archive, cache
+from tests.lab.peers import Peer
 from tests.lab.prerequisites import Missing, tool
 
-__all__ = ("Kernel", "debian_kernel")
+__all__ = ("LINUX", "Kernel", "debian_kernel")
 
 # Where a kernel of the 6.12 series or newer is found, best first.
 SOURCES = (("linux-image-amd64", "bookworm-backports"), ("linux-image-amd64", "trixie"))
@@ -75,6 +76,9 @@ def debian_kernel() -> Kernel:
         index_modules(kernel)
         return kernel
     raise Missing("no kernel for the guest: " + "; ".join(reasons))
+
+
+LINUX = Peer("Linux", lambda: debian_kernel().version.partition("-")[0])
 
 
 def index_modules(kernel: Kernel) -> None:

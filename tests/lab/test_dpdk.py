@@ -13,7 +13,8 @@ import pytest
 
 from tests.lab import pcap
 from tests.lab.daemons import Daemon, ours
-from tests.lab.testpmd import TestPmd
+from tests.lab.peers import met
+from tests.lab.testpmd import DPDK, TestPmd
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -89,6 +90,7 @@ def traffic(dice: random.Random, source: bytes, target: bytes) -> list[bytes]:
 
 
 @KIND
+@met(DPDK, deed="two drivers on the switch of `vhost-net`, each kind of ring")
 def test_frames_pass_between_two_drivers(work: Path, logs: Path, kind: str) -> None:
     dice = random.Random(kind)
     sent = [traffic(dice, STATIONS[i], STATIONS[1 - i]) for i in (0, 1)]
@@ -137,6 +139,7 @@ def ping(target: bytes, source: bytes, hosts: bytes, sequence: int, text: bytes)
 
 
 @KIND
+@met(DPDK, deed="ARP and pings with the responder of `vhost-net`, each kind of ring")
 def test_the_responder_answers_a_driver(work: Path, logs: Path, kind: str) -> None:
     dice, me, mine, its = random.Random(kind), STATIONS[0], b"\x0a\x00\x02\x63", b"\x0a\x00\x02\x01"
     question = struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, me, mine, bytes(6), its)

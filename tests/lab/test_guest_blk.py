@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.guest import CommandFailed
+from tests.lab.guest import QEMU, CommandFailed
+from tests.lab.kernel import LINUX
 from tests.lab.machine import DISK_BYTES, DISK_SERIAL, QUEUES, READ_ONLY_BYTES, READ_ONLY_SERIAL, Machine
+from tests.lab.peers import met
 from tests.lab.prerequisites import tool
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+DEED = "`vhost-blk`: data, queues, discard, read-only"
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), met(QEMU, LINUX, deed=DEED)]
 
 MIB = 1 << 20
 
@@ -71,6 +74,7 @@ def test_every_queue_carries_requests(machine: Machine) -> None:
         assert sum(int(count) for count in re.findall(r"\s(\d+)(?=\s)", line)) > 0, line
 
 
+@met(QEMU, LINUX, deed="`vhost-blk`: a file system survives a reboot")
 def test_a_file_system_survives_a_reboot(machine: Machine) -> None:
     disk = machine.device()
     machine.guest.run(f"mkfs.ext4 -q -F /dev/{disk} && mount /dev/{disk} /mnt", seconds=60)
@@ -87,6 +91,7 @@ def test_a_file_system_survives_a_reboot(machine: Machine) -> None:
     assert check.returncode == 0, check.stdout + check.stderr
 
 
+@met(QEMU, LINUX, deed="`vhost-blk`: reset under load")
 def test_a_reset_under_load_loses_nothing_that_was_flushed(machine: Machine) -> None:
     disk = machine.device()
     safe = f"of=/dev/{disk} bs=65536 seek=800 conv=notrunc,fsync"
@@ -124,6 +129,7 @@ def test_a_read_only_disk_can_be_read_only(machine: Machine) -> None:
     assert image_digest(machine.read_only_image, 0, READ_ONLY_BYTES) == before
 
 
+@met(QEMU, LINUX, deed="`vhost-blk`: driver reloaded, device unbound and bound")
 def test_the_driver_can_be_reloaded(machine: Machine) -> None:
     for _ in range(3):
         machine.guest.run("rmmod virtio_blk && insmod /modules/virtio_blk.ko")
@@ -131,6 +137,7 @@ def test_the_driver_can_be_reloaded(machine: Machine) -> None:
         assert guest_digest(machine, machine.device(), start, MIB) == image_digest(machine.image, start, MIB)
 
 
+@met(QEMU, LINUX, deed="`vhost-blk`: driver reloaded, device unbound and bound")
 def test_the_device_can_be_unbound_and_bound(machine: Machine) -> None:
     device = machine.guest.run(f"basename $(readlink /sys/block/{machine.device()}/device)")
     machine.guest.run(f"cd /sys/bus/virtio/drivers/virtio_blk; echo {device} > unbind; echo {device} > bind")

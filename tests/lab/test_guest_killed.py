@@ -12,9 +12,10 @@ import pytest
 
 from tests.lab import guest as guests
 from tests.lab.daemons import Daemon, ours
-from tests.lab.guest import Guest
-from tests.lab.kernel import Kernel
+from tests.lab.guest import QEMU, Guest
+from tests.lab.kernel import LINUX, Kernel
 from tests.lab.machine import reconnecting
+from tests.lab.peers import met
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -64,6 +65,7 @@ def onwards(done: Callable[[], int]) -> None:
 
 @pytest.mark.parametrize("io", ["map", "sync", "auto"])
 @pytest.mark.parametrize("ring", ["split", "packed"])
+@met(QEMU, LINUX, deed="`vhost-blk` killed while four write, {ring} ring")
 def test_a_guest_does_not_notice(
     kernel: Kernel, root: Path, work: Path, logs: Path, ring: str, io: str
 ) -> None:

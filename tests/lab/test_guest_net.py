@@ -8,9 +8,10 @@ import pytest
 
 from tests.lab.card import card, guest, moved, negotiated, network
 from tests.lab.daemons import Daemon, ours
-from tests.lab.guest import Guest, machine
-from tests.lab.kernel import Kernel
+from tests.lab.guest import QEMU, Guest, machine
+from tests.lab.kernel import LINUX, Kernel
 from tests.lab.machine import reconnecting
+from tests.lab.peers import met
 from tests.lab.transfer import AMOUNT, Source, connect, listen, result, send, take
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300 + 4 * AMOUNT)]
@@ -39,6 +40,7 @@ def answered(guest: Guest) -> None:
 
 
 @RING
+@met(QEMU, LINUX, deed="`vhost-net`: DHCP and pings, {ring} rings")
 def test_a_guest_gets_an_address_and_pings(
     kernel: Kernel, root: Path, work: Path, logs: Path, ring: str
 ) -> None:
@@ -61,6 +63,7 @@ def send_by(guest: Guest, pair: int) -> None:
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
+@met(QEMU, LINUX, deed="`vhost-net`: two guests on the switch, queue pairs: {pairs}")
 def test_two_guests_on_a_switch(kernel: Kernel, root: Path, work: Path, logs: Path, pairs: int) -> None:
     """One has split rings, the other packed ones; each sends a stream by each pair of its queues."""
     source, name = Source.make(work), f"switch-{pairs}"
@@ -92,6 +95,7 @@ def test_two_guests_on_a_switch(kernel: Kernel, root: Path, work: Path, logs: Pa
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
+@met(QEMU, LINUX, deed="`vhost-net` killed between pings, queue pairs: {pairs}")
 def test_a_guest_keeps_its_network(kernel: Kernel, root: Path, work: Path, logs: Path, pairs: int) -> None:
     """The daemon is killed and started again, QEMU connects again, and pings are answered again."""
     path, folder = work / f"killed-{pairs}.sock", logs / f"killed-{pairs}"

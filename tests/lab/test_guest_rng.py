@@ -6,10 +6,13 @@ import hashlib
 
 import pytest
 
-from tests.lab.guest import Guest
+from tests.lab.guest import QEMU, Guest
+from tests.lab.kernel import LINUX
 from tests.lab.machine import SEED, Machine
+from tests.lab.peers import met
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+DEED = "`vhost-rng`: bytes, driver reloaded, reboot"
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), met(QEMU, LINUX, deed=DEED)]
 
 # Far more than a guest can have read: its kernel takes some for itself.
 STREAM = b"".join(hashlib.shake_256(f"{SEED}:{i}".encode()).digest(4096) for i in range(512))

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab.card import card, guest, negotiated, network
-from tests.lab.kernel import Kernel
+from tests.lab.guest import QEMU
+from tests.lab.kernel import LINUX, Kernel
 from tests.lab.namespace import Namespace
+from tests.lab.peers import met
 from tests.lab.prerequisites import tool
 from tests.lab.transfer import AMOUNT, Source, connect_here, listen, result, send, take
 
@@ -33,6 +35,7 @@ def passed(namespace: Namespace) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 @pytest.mark.parametrize(("ring", "pairs"), [("split", 1), ("packed", 1), ("split", 2)])
+@met(QEMU, LINUX, deed="`vhost-net`: TAP with offloads, {ring} rings, queue pairs: {pairs}")
 def test_a_guest_and_the_kernel(
     kernel: Kernel, root: Path, work: Path, logs: Path, namespace: Namespace, ring: str, pairs: int
 ) -> None:

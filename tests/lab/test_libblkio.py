@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import archive, blkio
-from tests.lab.blkio import Blkio
+from tests.lab import blkio
+from tests.lab.blkio import LIBBLKIO, Blkio
 from tests.lab.daemons import Daemon, ours
+from tests.lab.peers import met
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+DEED = "drives `vhost-blk`: read, write, flush, discard, write zeroes"
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), met(LIBBLKIO, deed=DEED)]
 
 DISK_BYTES = 32 << 20
 BLOCK = 4096
@@ -21,7 +23,7 @@ DEPTH = 64
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    return blkio.load(archive.unpacked(["libblkio1"], "trixie"))
+    return blkio.load()
 
 
 @pytest.fixture
@@ -66,6 +68,7 @@ def test_what_is_written_is_read_back_and_on_the_disk(device: Blkio, image: Path
     assert image.read_bytes()[3 * BLOCK :][: len(data)] == data
 
 
+@met(LIBBLKIO, deed="drives `vhost-blk`: 64 requests in flight")
 def test_many_requests_in_flight(device: Blkio, image: Path) -> None:
     chance, disk = random.Random(3), bytearray(image.read_bytes())
     for _ in range(20):
@@ -97,6 +100,7 @@ def test_discard_and_write_zeroes_leave_zeroes(device: Blkio, image: Path) -> No
     assert before - image.stat().st_blocks >= (4 << 20) // 512
 
 
+@met(LIBBLKIO, deed="drives `vhost-blk`: five clients, one after the other")
 def test_one_client_after_the_other(library: ctypes.CDLL, daemon: Daemon) -> None:
     for number in range(1, 6):
         with Blkio(library, daemon.socket, BLOCK) as device:

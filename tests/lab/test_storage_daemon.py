@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.daemons import Daemon, storage_daemon
+from tests.lab.daemons import STORAGE_DAEMON, Daemon, storage_daemon
+from tests.lab.peers import met
 from vhost.frontend import Blk, Frontend, connect
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+DEED = "serves our front-end: random requests, zeroes, stop and start"
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), met(STORAGE_DAEMON, deed=DEED)]
 
 DISK_BYTES = 16 << 20
 SECTOR = 512

@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import Self
 
 from tests.lab import archive
+from tests.lab.peers import Peer, asked
 from tests.lab.process import Process
 from tests.lab.userland import LIBRARIES, Userland
 
-__all__ = ("TestPmd", "dpdk")
+__all__ = ("DPDK", "TestPmd", "dpdk")
 
 SUITE = "bookworm"
 PACKAGES = ("dpdk-dev", "librte-mempool-ring23", "librte-net-pcap23", "librte-net-virtio23")
@@ -35,6 +36,15 @@ def dpdk() -> Userland:
     :raises Missing: this machine's apt cannot provide it.
     """
     return Userland(archive.closure(PACKAGES, SUITE, without_development))
+
+
+def dpdk_version() -> str:
+    # As the start of testpmd tells.
+    options = ("-v", "--no-huge", "-m", "64", "--no-pci", "--no-shconf", "--help")
+    return asked(dpdk().command("usr/bin/dpdk-testpmd", *options), r"RTE Version: 'DPDK ([\d.]+)'")
+
+
+DPDK = Peer("DPDK virtio-user", dpdk_version)
 
 
 def without_development(root: Path) -> None:
