@@ -56,16 +56,13 @@ static void let_go(struct vh_queue *q)
     __atomic_store_n(&q->held, NULL, __ATOMIC_RELEASE);
 }
 
-/* Whether nothing of a packed ring was ever used: what its driver made available from its start, zeroes behind that. */
+/* Whether nothing of a packed ring was ever used: its driver has made some of it available at most. */
 bool vh_packed_is_new(const struct vh_queue *q)
 {
     const struct packed_desc *ring = q->desc;
-    uint32_t i = 0;
 
-    while (i < q->num && packed_is_avail(load16_acquire(&ring[i].flags, false), true))
-        i++;
-    for (; i < q->num; i++)
-        if (load16_acquire(&ring[i].flags, false) & (DESC_AVAIL | DESC_USED))
+    for (uint32_t i = 0; i < q->num; i++)
+        if (load16_acquire(&ring[i].flags, false) & DESC_USED)
             return false;
     return true;
 }
