@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "io": {"errors", "_core"},
     "backend": {"errors", "_core", "mem", "virtqueue", "devices", "protocol", "io"},
     "frontend": {"errors", "_core", "mem", "virtqueue", "virtio", "protocol", "io"},
-    "daemon": {"errors", "mem", "devices", "backend", "io", "version"},
+    "daemon": {"errors", "mem", "devices", "backend", "io", "protocol", "virtio", "version"},
     "bench": {"errors", "_core", "frontend", "virtio", "protocol"},
     "cli": {"errors", "mem", "devices", "frontend", "bench", "protocol", "virtio", "version"},
 }

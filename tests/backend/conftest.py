@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""A server with the echo device, once with threads and once with an event loop."""
+"""A server with the echo device that offers all it can, once with threads and once with an event loop."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +14,6 @@ from tests.backend.serving import Serving
 @pytest.fixture(params=["threads", "asyncio"])
 def server(unix_build: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
     before = footprint()
-    with Serving(Echo(), request.param, tmp_path / "socket") as serving:
+    with Serving(Echo(), request.param, tmp_path / "socket", features="+iommu") as serving:
         yield serving
     assert footprint() == before

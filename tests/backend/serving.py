@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import vhost
 from tests.backend.peer import TIMEOUT, Lines, Peer, footprint
@@ -21,20 +21,26 @@ class Serving:
     """Serves `device` on a path; the process has to be as before at the end."""
 
     def __init__(
-        self, device: vhost.Device, mode: str, path: Path, memory: Callable[[], GuestMemory] = Memory
+        self,
+        device: vhost.Device,
+        mode: str,
+        path: Path,
+        memory: Callable[[], GuestMemory] = Memory,
+        **options: Any,
     ) -> None:
-        self.device, self.mode, self.path, self.memory = device, mode, path, memory
+        self.device, self.mode, self.path = device, mode, path
         self.lines = Lines()
         self.stop = Stop()
+        self._options = {"stop": self.stop, "memory": memory, **options}
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="server")
 
     def _run(self) -> None:
         try:
             if self.mode == "threads":
-                vhost.serve(self.device, self.path, stop=self.stop, memory=self.memory)
+                vhost.serve(self.device, self.path, **self._options)
             else:
-                asyncio.run(vhost.serve_async(self.device, self.path, stop=self.stop, memory=self.memory))
+                asyncio.run(vhost.serve_async(self.device, self.path, **self._options))
         except BaseException as error:
             self._failure = error
 

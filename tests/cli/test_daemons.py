@@ -13,11 +13,13 @@ import pytest
 from vhost import connect
 from vhost.errors import RefusedError, VirtqueueError
 from vhost.frontend import Blk, Rng
+from vhost.protocol import ProtocolFeature
+from vhost.protocol import VirtioFeature as F
 
 from .programs import command, daemon, environment, python_path, run
 
 HERE = Path(__file__).parent
-RNG, BLK = "vhost.daemon.rng", "vhost.daemon.blk"
+RNG, BLK, NET = "vhost.daemon.rng", "vhost.daemon.blk", "vhost.daemon.net"
 
 
 def stream(seed: int, n: int) -> bytes:
@@ -35,6 +37,31 @@ def test_signal_without_a_client(tmp_path: Path, number: int) -> None:
     assert not path.exists()
     assert running.stderr.splitlines()[0] == f"vhost-rng: rng: listening on {path}"
     assert "Traceback" not in running.stderr
+
+
+@pytest.mark.usefixtures("unix_build")
+@pytest.mark.parametrize(
+    ("module", "options"), [(RNG, ()), (BLK, ("--null=1M",)), (NET, ()), (NET, ("--respond=10.0.2.0/24",))]
+)
+def test_what_is_offered_is_the_users_choice(tmp_path: Path, module: str, options: tuple[str, ...]) -> None:
+    changes = (
+        "--features",
+        "+iommu,-event-idx",
+        "--features",
+        "-packed",
+        "--features=-protocol.inflight-shmfd",
+    )
+    offers = []
+    for changed in ((), changes):
+        with daemon(tmp_path, module, f"--socket-path={tmp_path}/s", *options, *changed) as running:
+            with connect(tmp_path / "s", queues=0) as frontend:
+                offers.append((frontend.offered_features, frontend.offered_protocol_features))
+            assert running.end() == 0
+        (tmp_path / "notify").unlink()
+    (virtio, protocol), (changed_virtio, changed_protocol) = offers
+    assert changed_virtio ^ virtio == F.ACCESS_PLATFORM | F.RING_EVENT_IDX | F.RING_PACKED
+    assert changed_virtio & F.ACCESS_PLATFORM
+    assert changed_protocol ^ protocol == ProtocolFeature.INFLIGHT_SHMFD
 
 
 @pytest.mark.usefixtures("unix_build")

@@ -104,7 +104,7 @@ def test_all_kinds_of_rings(tmp_path: Path, stack: ExitStack, how: dict[str, boo
 
 
 def test_a_guest_with_an_iommu(tmp_path: Path, stack: ExitStack) -> None:
-    running = start(stack, tmp_path, "-c2")
+    running = start(stack, tmp_path, "-c2", "--features=+iommu")
     ends = [
         stack.enter_context(connect(f"{tmp_path}/s{index}", queues=2, iommu=LinearIommu()))
         for index in range(2)

@@ -101,6 +101,20 @@ def test_capabilities_whatever_else_is_said(module: str, expected: object) -> No
             "--respond: not allowed with argument --tap",
         ),
         (NET, ("-s", "/tmp/x", "--discard", "--generate=64"), "not allowed with argument --discard"),
+        (
+            RNG,
+            ("-s", "/tmp/x", "--features=+flush"),
+            "--features: there is no feature 'flush'; there are log,",
+        ),
+        (BLK, ("-s", "/tmp/x", "--null=1M", "--features=flush"), "'flush': write +flush to offer a feature"),
+        (
+            BLK,
+            ("-s", "/tmp/x", "--null=1M", "--features", "-flash"),
+            "there is no feature 'flash'; there are",
+        ),
+        (NET, ("-s", "/tmp/x", "--features", "+protocol.mqq"), "'protocol.mqq'; there are csum, guest-csum"),
+        (NET, ("-s", "/tmp/x", "--features"), "argument --features: expected one argument"),
+        (NET, ("-s", "/tmp/x", "--features", "--help"), "argument --features: expected one argument"),
         ("vhost", ("demo", "--size=0"), "argument --size: 0 is not from 1 to 1048576"),
         ("vhost", ("frobnicate",), "invalid choice: 'frobnicate'"),
     ],
@@ -124,6 +138,37 @@ def failure(module: str, *options: str, env: dict[str, str] | None = None) -> st
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     return line
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (RNG, ("--features=+protocol.config",), "rng cannot offer protocol.config here; it can offer log,"),
+        (BLK, ("--null=1M", "--features=+size-max"), "blk cannot offer size-max here; it can offer seg-max,"),
+        (BLK, ("--null=1M", "--features=-packed,+ring-reset"), "blk cannot offer ring-reset here"),
+        (NET, ("--features=+protocol.status",), "net cannot offer protocol.status here"),
+    ],
+)
+def test_a_feature_that_cannot_be_had(
+    tmp_path: Path, module: str, options: tuple[str, ...], message: str
+) -> None:
+    assert message in failure(module, f"--socket-path={tmp_path}/s", *options)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (RNG, ("iommu", "in-order")),
+        (BLK, ("discard", "packed")),
+        (NET, ("mrg-rxbuf", "ctrl-vq", "event-idx")),
+    ],
+)
+def test_help_lists_the_features(module: str, names: tuple[str, ...]) -> None:
+    listed = run(module, "--help").stdout.split("features, for --features:")[1].split("\n\n")[0]
+    known = [name.strip() for name in listed.split(",")]
+    assert {*names, "protocol.mq"} <= set(known)
+    assert "ring-reset" not in known
 
 
 def test_missing_image(tmp_path: Path) -> None:

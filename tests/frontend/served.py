@@ -40,11 +40,12 @@ class Reverse(vhost.Device):
 
 
 @contextmanager
-def served(device: vhost.Device) -> Iterator[socket.socket]:
+def served(device: vhost.Device, features: str = "") -> Iterator[socket.socket]:
     """The frontend's end of a connection to a backend that serves `device`."""
     ours, theirs = socket.socketpair()
     with Stop() as stop:
-        thread = threading.Thread(target=vhost.serve, args=(device,), kwargs={"sock": theirs, "stop": stop})
+        options = {"sock": theirs, "stop": stop, "features": features}
+        thread = threading.Thread(target=vhost.serve, args=(device,), kwargs=options)
         thread.start()
         try:
             yield ours

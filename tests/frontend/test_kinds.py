@@ -250,7 +250,7 @@ class Keeper(Reverse):
 def test_chains_with_the_device_are_returned_before_a_translation_goes(kind: str) -> None:
     keeper, iommu = Keeper(), LinearIommu(grain=1 << 21)
     with (
-        served(keeper) as sock,
+        served(keeper, "+iommu") as sock,
         vhost.connect(sock, iommu=iommu, ram_size=1 << 18, timeout=10, **KINDS[kind]) as device,
     ):
         queue = device.queue(0)

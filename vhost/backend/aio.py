@@ -9,7 +9,7 @@ from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from vhost.backend.listen import Source
-from vhost.backend.offer import check_device
+from vhost.backend.offer import Offer, check_device
 from vhost.backend.ring import Ring
 from vhost.backend.server import ACCEPT_PAUSE, READ_SIZE, SEND_TIMEOUT, log_end
 from vhost.backend.session import MakeMemory, Session
@@ -84,15 +84,22 @@ async def serve_async(
     listen_fds: bool = False,
     stop: HasFileno | None = None,
     memory: MakeMemory = Memory,
+    features: str = "",
 ) -> None:
     """Serve `device` in the running event loop; ends like :func:`vhost.serve`, or by cancellation.
 
-    The device's methods are called in the loop's thread, so they should not block.
+    The device's methods are called in the loop's thread, so they should not block. Parameters and errors are
+    those of :func:`vhost.serve`.
     """
     check_device(device)
+    offer = Offer.of(device, features)
     source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
+
+    def session() -> Session:
+        return Session(device, LoopRunner, memory(), offer)
+
     try:
-        serving = asyncio.ensure_future(_serve(device, source, memory))
+        serving = asyncio.ensure_future(_serve(device, source, session))
         if stop is None:
             await serving
         else:
@@ -156,9 +163,9 @@ class _Watch:
 _watches: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Watch]] = WeakKeyDictionary()
 
 
-async def _serve(device: Device, source: Source, memory: MakeMemory) -> None:
+async def _serve(device: Device, source: Source, make: Callable[[], Session]) -> None:
     if not source.listening:
-        await _converse(device, source.sock, memory)
+        await _converse(device, source.sock, make)
         return
     log.info("%s: listening on %s", device.name, source)
     loop = asyncio.get_running_loop()
@@ -170,12 +177,12 @@ async def _serve(device: Device, source: Source, memory: MakeMemory) -> None:
             await asyncio.sleep(ACCEPT_PAUSE)
             continue
         client.setblocking(False)
-        await _converse(device, client, memory)
+        await _converse(device, client, make)
 
 
-async def _converse(device: Device, sock: socket.socket, memory: MakeMemory) -> None:
+async def _converse(device: Device, sock: socket.socket, make: Callable[[], Session]) -> None:
     log.info("%s: front-end connected", device.name)
-    session, failure = Session(device, LoopRunner, memory()), None
+    session, failure = make(), None
     try:
         await _talk(session, sock)
     except Exception as error:

@@ -2,7 +2,9 @@
 """What a back-end offers for a device: virtio features and protocol features."""
 
 from functools import lru_cache
+from typing import NamedTuple, Self
 
+from vhost.backend.features import PROTOCOL, PROTOCOL_SHIFT, RINGS, choose, names
 from vhost.devices.device import Device
 from vhost.errors import DeviceError, ProtocolError
 from vhost.io.stream import Standing
@@ -11,13 +13,12 @@ from vhost.protocol import U64, Channel, Connection, Message, ProtocolFeature, S
 from vhost.protocol import frontend_messages as fe
 
 __all__ = (
+    "Offer",
     "check_device",
     "check_xen",
     "offered_only",
     "offered_protocol_features",
-    "protocol_features",
     "standing_answers",
-    "virtio_features",
 )
 
 # The index of a ring in a message that carries a descriptor has 8 bits.
@@ -25,43 +26,56 @@ _MAX_QUEUES = 256
 _MAX_QUEUE_SIZE = 32768
 
 # Plain integers: operations on flags take longer than all the rest of a request.
-_RINGS = int(
-    VirtioFeature.VERSION_1
-    | VirtioFeature.RING_INDIRECT_DESC
-    | VirtioFeature.RING_EVENT_IDX
-    | VirtioFeature.RING_PACKED
-    | VirtioFeature.IN_ORDER
-    | VirtioFeature.ACCESS_PLATFORM
-    | VirtioFeature.LOG_ALL
-    | VirtioFeature.PROTOCOL_FEATURES
-)
+_PLATFORM = int(VirtioFeature.ACCESS_PLATFORM)
+_IN_ORDER = int(VirtioFeature.IN_ORDER)
+_PROTOCOL_FEATURES = int(VirtioFeature.PROTOCOL_FEATURES)
 _XEN_MMAP = int(ProtocolFeature.XEN_MMAP)
 _CONFIG = int(ProtocolFeature.CONFIG)
-_PROTOCOL = int(
-    ProtocolFeature.MQ
-    | ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.LOG_SHMFD
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.CROSS_ENDIAN
-    | ProtocolFeature.INFLIGHT_SHMFD
-)
 
 
-def virtio_features(device: Device) -> int:
-    """The device's own bits and those of the rings served here."""
-    return int(device.features) | _RINGS
+class Offer(NamedTuple):
+    """What a front-end is offered: virtio features, and protocol features."""
+
+    virtio: int
+    protocol: int
+
+    @classmethod
+    def of(cls, device: Device, features: str = "") -> Self:
+        """The default for `device`, and what `features` change of it: ``+iommu,-packed``.
+
+        The default is one that a front-end may hand to its driver as it is.
+
+        :raises ValueError: `features` name what is none; the message lists those there are.
+        :raises DeviceError: the device, or this build of vhost, cannot do what they ask for.
+        """
+        choice = choose(features, device.feature_type)
+        served = device.features | RINGS | _protocol(device) << PROTOCOL_SHIFT
+        if lacking := choice.on & ~served:
+            raise DeviceError(
+                f"{device.name} cannot offer {_listed(device, lacking)} here; "
+                f"it can offer {_listed(device, served)}"
+            )
+        needed = (_XEN_MMAP << PROTOCOL_SHIFT | _PROTOCOL_FEATURES) * Memory.uses_xen
+        if lacking := choice.off & needed:
+            raise DeviceError(
+                f"{device.name}: the Xen build of vhost cannot do without {_listed(device, lacking)}"
+            )
+        offer = (served & ~_off(device) | choice.on) & ~choice.off
+        virtio = offer & (1 << PROTOCOL_SHIFT) - 1
+        return cls(virtio, offer >> PROTOCOL_SHIFT if virtio & _PROTOCOL_FEATURES else 0)
 
 
-def protocol_features(device: Device) -> int:
-    """The protocol features that the session has handlers for."""
-    offer = _PROTOCOL
-    if Memory.uses_xen:
-        offer |= _XEN_MMAP
-    if device.offers_config:
-        offer |= _CONFIG
-    return offer
+def _off(device: Device) -> int:
+    # What is served and not offered by default. Many a front-end has no IOMMU, and its driver takes the bit.
+    return _PLATFORM * (not Memory.uses_xen) | _IN_ORDER * (not device.in_order)
+
+
+def _protocol(device: Device) -> int:
+    return PROTOCOL & ~(_CONFIG * (not device.offers_config)) | _XEN_MMAP * Memory.uses_xen
+
+
+def _listed(device: Device, features: int) -> str:
+    return ", ".join(names(device.feature_type, features)) or f"{features:#x}"
 
 
 def offered_only(features: int, offer: int) -> int:
@@ -74,12 +88,11 @@ def offered_only(features: int, offer: int) -> int:
     return features
 
 
-def offered_protocol_features(features: int, device: Device) -> int:
+def offered_protocol_features(features: int, offer: int) -> int:
     """The protocol features a front-end has chosen.
 
     :raises ProtocolError: among them are some it was not offered, or XEN_MMAP is needed and not among them.
     """
-    offer = protocol_features(device)
     if features & ~offer & _XEN_MMAP:
         raise ProtocolError(
             f"XEN_MMAP ({_XEN_MMAP:#x}): this is the default build of vhost, which maps "

@@ -6,9 +6,10 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 
 from vhost.backend.listen import Source
-from vhost.backend.offer import check_device
+from vhost.backend.offer import Offer, check_device
 from vhost.backend.session import MakeMemory, Session
 from vhost.backend.worker import Polling, Workers
 from vhost.devices.device import Device
@@ -39,6 +40,7 @@ def serve(
     stop: HasFileno | None = None,
     memory: MakeMemory = Memory,
     polling: Polling | None = None,
+    features: str = "",
 ) -> None:
     """Serve `device` to the front-ends that connect, one after the other, until `stop`.
 
@@ -51,12 +53,21 @@ def serve(
     :param memory: makes the guest memory of each connection, to choose options that this build of it has.
     :param polling: how the threads that serve rings wait, how many there are and where they run; None:
         defaults.
+    :param features: what to change of the features on offer, by name: ``"+iommu,-packed"``. Names are those
+        of the specification in lower case with hyphens, shorter ones for rings (``packed``, ``indirect``,
+        ``event-idx``, ``in-order``, ``iommu``, ``log``), and ``protocol.inflight-shmfd`` and the like.
     :raises OSError: the socket cannot be had.
-    :raises DeviceError: the device's numbers are out of range.
+    :raises DeviceError: the device's numbers are out of range, or it cannot do what `features` ask for.
+    :raises ValueError: `features` name what is none.
     """
     check_device(device)
+    offer = Offer.of(device, features)
     source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
-    conversation = _Conversation(device, stop, memory, polling)
+
+    def session(workers: Workers) -> Session:
+        return Session(device, workers, memory(), offer)
+
+    conversation = _Conversation(device, stop, polling, session)
     try:
         if source.listening:
             log.info("%s: listening on %s", device.name, source)
@@ -96,17 +107,21 @@ def _pause(stop: HasFileno | None) -> None:
 class _Conversation:
     # With one front-end after the other. What it takes is made before a front-end comes, who finds it ready.
     def __init__(
-        self, device: Device, stop: HasFileno | None, memory: MakeMemory, polling: Polling | None
+        self,
+        device: Device,
+        stop: HasFileno | None,
+        polling: Polling | None,
+        make: Callable[[Workers], Session],
     ) -> None:
         self.device, self.stop = device, stop
         self.stream = Stream(READ_SIZE, stop)
-        self._memory, self._polling = memory, polling
+        self._polling, self._make = polling, make
         self._next: tuple[Session, Workers] | None = None
 
     def prepare(self) -> tuple[Session, Workers]:
         if self._next is None:
             workers = Workers(self.device.num_queues, self._polling)
-            self._next = Session(self.device, workers, self._memory()), workers
+            self._next = self._make(workers), workers
         return self._next
 
     def hold(self) -> None:

@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 
 from vhost.backend.addresses import RingAddresses
 from vhost.backend.offer import (
+    Offer,
     check_xen,
     offered_only,
     offered_protocol_features,
-    protocol_features,
     standing_answers,
-    virtio_features,
 )
 from vhost.backend.ring import Ring, Runner
 from vhost.backend.shared import Shared
@@ -99,11 +98,19 @@ class Session:
     :param device: outlives the session.
     :param run: makes the runner of a ring: a thread, or callbacks of an event loop.
     :param memory: guest memory without regions yet.
+    :param offer: the features to offer, None: the default for the device.
     """
 
-    def __init__(self, device: Device, run: Callable[[Ring], Runner], memory: GuestMemory) -> None:
+    def __init__(
+        self,
+        device: Device,
+        run: Callable[[Ring], Runner],
+        memory: GuestMemory,
+        offer: Offer | None = None,
+    ) -> None:
         self.device = device
         self.memory = memory
+        self._offer = offer or Offer.of(device)
         self._connection = Connection(Channel.FRONTEND, Side.RESPONDER)
         self._shared = Shared(memory, self._connection.terms.quirks)
         self._repeats = RegionRepeats(self._connection.terms.quirks, memory.max_regions)
@@ -111,8 +118,8 @@ class Session:
         #: The front-end has gone, between two messages.
         self.over = False
         self._owned = False
-        self._connection.offered_features = virtio_features(device)
-        self._connection.offered_protocol_features = protocol_features(device)
+        self._connection.offered_features = self._offer.virtio
+        self._connection.offered_protocol_features = self._offer.protocol
         # Descriptors that go with the answer to the request that is served now, and are closed behind it.
         self._answer_fds: list[int] = []
         self._standing: Standing | None = None
@@ -150,8 +157,7 @@ class Session:
         if log.isEnabledFor(logging.DEBUG):
             return  # then every request is logged
         self._standing = standing_answers(
-            connection.offered_features,
-            connection.offered_protocol_features,
+            *self._offer,
             connection.protocol_features,
             len(self.rings),
             memory.max_regions,
@@ -198,14 +204,14 @@ class Session:
 
     @_handles(fe.GetFeatures, before_owner=True)
     def _get_features(self, _: fe.GetFeatures, request: Request) -> U64:
-        return U64(virtio_features(self.device))
+        return U64(self._offer.virtio)
 
     @_handles(fe.SetFeatures, before_owner=True)
     def _set_features(self, message: fe.SetFeatures, request: Request) -> None:
-        features = offered_only(message.features, virtio_features(self.device))
+        features = offered_only(message.features, self._offer.virtio)
         logging_only = features & ~_LOG_ALL == self._shared.features & ~_LOG_ALL
         with self._paused() if logging_only else self._memory_changed():
-            self._shared.set_features(features)
+            self._shared.set_features(features, self._connection.protocol_features)
             self.device.negotiated(features & ~_LOG_ALL)
         log.info("%s: virtio features %#x negotiated", self.device.name, features)
         if not features & _PROTOCOL_FEATURES:
@@ -214,11 +220,15 @@ class Session:
 
     @_handles(fe.GetProtocolFeatures, before_owner=True)
     def _get_protocol_features(self, _: fe.GetProtocolFeatures, request: Request) -> U64:
-        return U64(protocol_features(self.device))
+        return U64(self._offer.protocol)
 
     @_handles(fe.SetProtocolFeatures, before_owner=True)
     def _set_protocol_features(self, message: fe.SetProtocolFeatures, request: Request) -> None:
-        features = offered_protocol_features(message.features, self.device)
+        features = offered_protocol_features(message.features, self._offer.protocol)
+        shared = self._shared
+        if shared.translates(shared.features, features) != (shared.iotlb is not None):
+            with self._memory_changed():
+                shared.set_features(shared.features, features)
         self._stand()
         log.info("%s: protocol features %#x negotiated", self.device.name, features)
 
@@ -323,7 +333,9 @@ class Session:
     def _iotlb_msg(self, message: fe.IotlbMsg, request: Request) -> U64:
         iotlb = self._shared.iotlb
         if iotlb is None:
-            raise ProtocolError("addresses are not translated: ACCESS_PLATFORM is not negotiated")
+            raise ProtocolError(
+                "addresses are not translated: that takes ACCESS_PLATFORM, BACKEND_REQ and REPLY_ACK"
+            )
         if message.type == IotlbType.UPDATE:
             read, write = bool(message.perm & IotlbPerm.READ), bool(message.perm & IotlbPerm.WRITE)
             iotlb.update(message.iova, message.size, message.user_addr, read=read, write=write)

@@ -15,6 +15,7 @@ from vhost.protocol import (
     Connection,
     IotlbPerm,
     IotlbType,
+    ProtocolFeature,
     Quirks,
     Side,
     VirtioFeature,
@@ -25,6 +26,8 @@ __all__ = ("Shared",)
 
 _PACKED = int(VirtioFeature.RING_PACKED)
 _PLATFORM = int(VirtioFeature.ACCESS_PLATFORM)
+# Without these there is nobody to ask for a translation.
+_CHANNEL = int(ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK)
 
 
 class Shared:
@@ -37,7 +40,7 @@ class Shared:
         self.quirks = quirks
         #: Virtio features that are acknowledged.
         self.features = 0
-        #: Translations, with ACCESS_PLATFORM; None: addresses are guest-physical.
+        #: Translations, where addresses are translated; None: they are guest-physical.
         self.iotlb: Iotlb | None = None
         self.log: DirtyLog | None = None
         self.inflight: InflightRegion | None = None
@@ -53,10 +56,16 @@ class Shared:
         """Whether rings are packed ones."""
         return bool(self.features & _PACKED)
 
-    def set_features(self, features: int) -> None:
-        """SET_FEATURES, while all rings are paused."""
+    def translates(self, features: int, protocol_features: int) -> bool:
+        """Whether the front-end translates addresses, if these are negotiated."""
+        if self._memory.uses_xen:  # whose grants are addresses of their own
+            return False
+        return bool(features & _PLATFORM) and not _CHANNEL & ~protocol_features
+
+    def set_features(self, features: int, protocol_features: int) -> None:
+        """What is negotiated now: SET_FEATURES or SET_PROTOCOL_FEATURES, while all rings are paused."""
         self.features = features
-        if not features & _PLATFORM or self._memory.uses_xen:  # whose grants are addresses of their own
+        if not self.translates(features, protocol_features):
             self.iotlb = None
         elif self.iotlb is None:
             self.iotlb = Iotlb(self._memory)

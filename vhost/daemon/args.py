@@ -3,9 +3,14 @@
 
 import argparse
 import os
+import textwrap
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vhost.version import __version__
+
+if TYPE_CHECKING:
+    from vhost.backend.features import Own
 
 __all__ = ("make_parser", "finish", "number", "size")
 
@@ -20,32 +25,66 @@ QEMU, after this program has been started with --socket-path={path}:
 The guest's memory must be shared (share=on). Under systemd, socket activation (LISTEN_FDS), Type=notify and
 journal priorities work without options. VHOST_LOG=LOGGER=LEVEL,... sets log levels one by one.
 
+{features}
+
 exit status: 0 after SIGTERM or SIGINT, and when the peer of a connected --fd is gone; 1 failure; 2 usage.
 """
 
+_FEATURES = "@features@"  # where the epilog has their names
+# Options whose values may begin with a minus sign.
+_SIGNED = ("--features",)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose help lists the features that can be chosen; they are loaded when they are needed.
+
+    :param own: the feature bits of the device type.
+    """
+
+    own: "Callable[[], Own]"
+
+    def format_help(self) -> str:
+        from vhost.backend.features import everything
+
+        listed = textwrap.fill(
+            f"features, for --features: {', '.join(everything(self.own()))}",
+            106,
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        )
+        return super().format_help().replace(_FEATURES, listed)
+
+
 def make_parser(
-    prog: str, description: str, *, path: str, device: str, netdev: str = "", many: bool = False
-) -> argparse.ArgumentParser:
+    prog: str,
+    description: str,
+    *,
+    path: str,
+    device: str,
+    netdev: str = "",
+    many: bool = False,
+    own: "Callable[[], Own]" = lambda: None,
+) -> Parser:
     """A parser with the common options.
 
     :param path: socket in the QEMU lines of the help, and `device` the QEMU device there.
     :param netdev: the QEMU network device behind `device`, which has the socket then.
     :param many: offer to serve several sockets.
+    :param own: what :class:`Parser` has under this name.
     """
     if netdev:
         device = f"-netdev {netdev},chardev=c0 \\\n    -device {device}"
     else:
         device = f"-device {device},chardev=c0"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog,
         description=description,
-        epilog=_EPILOG.format(path=path, device=device),
+        epilog=_EPILOG.format(path=path, device=device, features=_FEATURES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.own = own
     where = parser.add_argument_group("where to serve (default: the socket that systemd passes)")
     one = where.add_mutually_exclusive_group()
     one.add_argument("-s", "--socket-path", metavar="PATH", help="make a Unix socket there and listen")
@@ -75,6 +114,14 @@ def make_parser(
         default=0,
         help="Xen build: keep up to N granted pages mapped after use, for guests that use their grants "
         "again; a guest cannot take them back meanwhile (default: 0, none)",
+    )
+    common.add_argument(
+        "--features",
+        metavar="LIST",
+        action="append",
+        default=[],
+        help="change what front-ends are offered: +NAME offers a feature, -NAME does not, as in "
+        "+iommu,-packed; names are below",
     )
     common.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     common.add_argument("-q", "--quiet", action="count", default=0, help="log less: -q warnings, -qq errors")
@@ -131,9 +178,17 @@ def _cpus(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r}: numbers and ranges of processors, as in 2,4-7") from None
 
 
-def finish(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+def finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
     """Parse `argv`; options that do not fit together end the program with status 2."""
-    args = parser.parse_args(argv)
+    args = parser.parse_args(_joined(argv))
+    args.features = ",".join(args.features)
+    if args.features:
+        from vhost.backend.features import choose
+
+        try:
+            choose(args.features, parser.own())
+        except ValueError as error:
+            parser.error(f"argument --features: {error}")
     if args.socket_path is None and args.fd is None and "LISTEN_FDS" not in os.environ:
         parser.error("nowhere to serve: give --socket-path=PATH or --fd=FDNUM")
     if args.socket_path == "":
@@ -141,6 +196,17 @@ def finish(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     if args.socket_path is None and args.socket_count > 1:
         parser.error("argument -c/--socket-count: several sockets need --socket-path")
     return args
+
+
+def _joined(argv: list[str]) -> list[str]:
+    # "--features -packed": the second is no option, whatever argparse thinks of its sign.
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in _SIGNED and word.startswith("-") and not word.startswith("--"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def number(least: int, most: int | None) -> Callable[[str], int]:

@@ -9,6 +9,7 @@ from vhost.daemon.args import make_parser, number, size
 from vhost.daemon.main import run
 
 if TYPE_CHECKING:
+    from vhost.backend.features import Own
     from vhost.devices.device import Device
     from vhost.devices.disk import Disk
 
@@ -22,6 +23,7 @@ def main() -> int:
         "Serve a virtio block device.",
         path="/tmp/blk.sock",
         device="vhost-user-blk-pci,num-queues=1",  # QEMU would ask for one queue per processor
+        own=_features,
     )
     options = parser.add_argument_group("device options")
     disk = options.add_mutually_exclusive_group(required=True)
@@ -74,6 +76,12 @@ def main() -> int:
         help="request queues, with a thread each; and num-queues=N for QEMU's -device (default: %(default)s)",
     )
     return run(parser, {"type": "block", "features": ["read-only", "blk-file"]}, _devices)
+
+
+def _features() -> "Own":
+    from vhost.virtio.blk import BlkFeature
+
+    return BlkFeature
 
 
 def _devices(args: argparse.Namespace) -> "list[Device]":

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vhost.daemon.args import finish
+from vhost.daemon.args import Parser, finish
 from vhost.daemon.logging import configure
 from vhost.daemon.systemd import notify
 from vhost.errors import GuestMemoryError, VhostError
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(
-    parser: argparse.ArgumentParser,
+    parser: Parser,
     capabilities: Mapping[str, str | Sequence[str]],
     make_devices: "Callable[[argparse.Namespace], list[Device]]",
 ) -> int:
@@ -79,6 +79,7 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
         devices = make_devices(args)
         for device in devices:
             stack.callback(device.close)
+        _check_features(args, devices)
         sources: list[Source] = []
         for index in range(args.socket_count):
             if args.socket_path is None:
@@ -93,7 +94,12 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
         # What is loaded now stays: no collection needs to go through it again.
         gc.freeze()
         notify("READY=1")
-        _serve_all(partial(serve, stop=stop, memory=memory, polling=polling), devices, sources, stop)
+        _serve_all(
+            partial(serve, stop=stop, memory=memory, polling=polling, features=args.features),
+            devices,
+            sources,
+            stop,
+        )
         notify("STOPPING=1")
 
 
@@ -110,6 +116,15 @@ def _memory(args: argparse.Namespace) -> "MakeMemory":
     from vhost.mem.xen import XenMemory
 
     return partial(XenMemory, grant_cache=args.grant_cache)
+
+
+def _check_features(args: argparse.Namespace, devices: "list[Device]") -> None:
+    # What a device cannot do is said before anybody is told that it is there.
+    if args.features:
+        from vhost.backend.offer import Offer  # which takes the protocol
+
+        for device in devices:
+            Offer.of(device, args.features)
 
 
 def _polling(args: argparse.Namespace) -> "Polling":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Interface
 
+    from vhost.backend.features import Own
     from vhost.devices.device import Device
     from vhost.devices.network import Network
 
@@ -27,6 +28,7 @@ def main() -> int:
         device="virtio-net-pci,netdev=n0",
         netdev="vhost-user,id=n0",
         many=True,
+        own=_features,
     )
     options = parser.add_argument_group("device options")
     where = options.add_mutually_exclusive_group()
@@ -70,6 +72,12 @@ def main() -> int:
         "benchmarks; what guests send vanishes",
     )
     return run(parser, {"type": "net", "features": []}, _devices)
+
+
+def _features() -> "Own":
+    from vhost.virtio.net import NetFeature
+
+    return NetFeature
 
 
 def _subnet(text: str) -> "IPv4Interface":

@@ -62,6 +62,7 @@ class Blk(Device):
 
     name = "blk"
     device_id = 2
+    feature_type = BlkFeature
     offers_config = True
     max_chain = _SEG_MAX + 2
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vhost.errors import DeviceError
 
 if TYPE_CHECKING:
+    from enum import IntFlag
+
     from vhost.virtqueue import Chain, Queue
 
 __all__ = ("Device",)
@@ -41,6 +43,11 @@ class Device:
     max_queue_size: int = 1024
     #: The device's own virtio feature bits; transport and ring bits are added by the backend.
     features: int = 0
+    #: Their names, for users who choose among them: the flags of the device type, None: it has none.
+    feature_type: ClassVar[type[IntFlag] | None] = None
+    #: Whether requests are done in the order in which they were taken; then IN_ORDER is offered. It is served
+    #: in any case, but where requests overtake each other each one waits for all before it.
+    in_order: bool = True
     #: The most descriptors of a chain, None: the size of the ring, as the specification says.
     max_chain: int | None = None
     #: Whether rings are served while they are disabled too; :meth:`set_enabled` says what they are.

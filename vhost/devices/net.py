@@ -72,6 +72,7 @@ class Net(Device):
 
     name = "net"
     device_id = 1
+    feature_type = NetFeature
     serves_disabled = True
 
     def __init__(

@@ -188,7 +188,8 @@ def _asked(options: Options) -> tuple[int, int]:
     protocol = (
         ProtocolFeature.CROSS_ENDIAN * options.big_endian
         | ProtocolFeature.INFLIGHT_SHMFD * bool(options.inflight)
-        | ProtocolFeature.BACKEND_REQ * (options.iommu is not None)
+        # Without both nobody is asked for translations.
+        | (ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK) * (options.iommu is not None)
     )
     return virtio, protocol
 

@@ -103,11 +103,12 @@ def decode_regions(data: bytes, terms: Terms, name: str) -> tuple[MemoryRegion, 
     if count > limit:
         raise RemoteProtocolError(f"{name} has {count} regions, more than the {limit} this side takes")
     each = MemoryRegion.wire_size(terms)
-    sizes = [_TABLE.size + count * each]
-    if terms.quirks.full_mem_table and count < _FULL_TABLE:
-        sizes.append(_TABLE.size + _FULL_TABLE * each)
-    if len(data) not in sizes:
-        wanted = " or ".join(map(str, sorted(sizes)))
+    carried, odd = divmod(len(data) - _TABLE.size, each)
+    more = terms.quirks.full_mem_table and count < carried <= _FULL_TABLE
+    if odd or (carried != count and not more):
+        wanted = f"{_TABLE.size + count * each}"
+        if terms.quirks.full_mem_table and count < _FULL_TABLE:
+            wanted += f" (or up to {_TABLE.size + _FULL_TABLE * each} with regions that are not used)"
         xen = not terms.xen and len(data) == _TABLE.size + count * _REGION_XEN.size
         why = f"; regions of {_REGION_XEN.size} bytes need XEN_MMAP, which was not negotiated" if xen else ""
         raise RemoteProtocolError(

@@ -12,23 +12,28 @@ from pathlib import Path
 
 import pytest
 
+import vhost
 from tests.backend.echo import Echo
-from tests.backend.peer import DATA, PROTOCOL_FEATURES, RAM_SIZE, DriverRing, readable
+from tests.backend.peer import DATA, FEATURES, PROTOCOL_FEATURES, RAM_SIZE, DriverRing, readable
 from tests.backend.serving import Serving
 from vhost import Device
 from vhost.devices.blk import Blk
 from vhost.devices.entropy import SeededSource
 from vhost.devices.rng import Rng
+from vhost.errors import DeviceError
 from vhost.mem.xen import XenMemory
 from vhost.protocol import (
     GetFeatures,
     GetProtocolFeatures,
+    IotlbMsg,
+    IotlbType,
     ProtocolFeature,
     SetFeatures,
     SetOwner,
     SetProtocolFeatures,
     SetVringEnable,
     SetVringKick,
+    VirtioFeature,
 )
 
 from .domain import BIT, FIRST_FRAME, FOREIGN, GRANT, KINDS, NO_ADVANCE, ON_DEMAND, Domain
@@ -363,6 +368,26 @@ def test_regions_that_are_refused(
         ring = domain.ring()
         domain.start(ring)
         assert ring.request(b"all the same") == b"emas eht lla"
+
+
+@every_kind
+def test_access_platform_is_on_offer_and_means_no_iotlb(echo: Served, flags: int) -> None:
+    with echo.domain(flags) as domain:
+        offer = domain.value(GetFeatures())
+        assert offer & VirtioFeature.ACCESS_PLATFORM
+        protocol = PROTOCOL_FEATURES | ProtocolFeature.XEN_MMAP | ProtocolFeature.BACKEND_REQ
+        domain.negotiate(FEATURES | VirtioFeature.ACCESS_PLATFORM, protocol)
+        domain.share()
+        ring = domain.ring()
+        domain.start(ring)
+        assert ring.request(b"as it is") == b"si ti sa"
+        domain.refused(IotlbMsg(0, 4096, 0, 3, IotlbType.UPDATE))
+
+
+def test_what_the_xen_build_cannot_do_without() -> None:
+    for text in ("-protocol.xen-mmap", "-protocol-features"):
+        with pytest.raises(DeviceError, match=f"the Xen build of vhost cannot do without {text[1:]}"):
+            vhost.serve(Echo(), "/nowhere/at/all", features=text)
 
 
 def test_xen_mmap_is_offered_and_required(echo: Served, gnttab: FakeGnttab, frames: Frames) -> None:
