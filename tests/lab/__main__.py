@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab import archive, guest, wheels, xen
+from tests.lab import archive, guest, uml, wheels, xen
 from tests.lab.daemons import ours
 from tests.lab.dom0 import LOST, LostDom0
 from tests.lab.kernel import debian_kernel
@@ -25,6 +25,8 @@ def fetch() -> int:
     """Downloads what the lab uses; afterwards only the wheels of a changed checkout need a network."""
     print(debian_kernel().image)
     print(archive.unpacked(["libblkio1"], "trixie"))
+    for suite in uml.SUITES:
+        print(uml.uml_kernel(suite).root)
     print(xen.emulator().root)
     for release in xen.RELEASES.values():
         userland = release.userland()

@@ -19,7 +19,7 @@ from tests.lab.prerequisites import Missing, tool
 
 __all__ = ("closure", "dependency", "unpacked")
 
-SUITES = ("bookworm", "bookworm-backports", "trixie")
+SUITES = ("bookworm", "bookworm-backports", "trixie", "sid")
 MERGED = ("bin", "sbin", "lib", "lib64")  # folders of / that live in /usr
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -101,7 +101,7 @@ def run_apt(program: str, *arguments: str, cwd: Path, only: str | None = None) -
     # Package lists grow old (a mirror drops what they name), so a failure is final only with new ones.
     state = cache.folder() / "apt"
     with cache.locked(state):
-        new = not (state / "apt.conf").exists()
+        new = not is_made(state)
         if new:
             make_state(state)
         if only:
@@ -127,6 +127,14 @@ def call_apt(state: Path, program: str, *arguments: str, cwd: Path) -> subproces
     environment = dict(os.environ, APT_CONFIG=str(state / "apt.conf"), LC_ALL="C.UTF-8")
     command = [tool(program), "-q", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def is_made(state: Path) -> bool:
+    # Whether the state is there, with all suites: one made by an older lab has fewer.
+    if not (state / "apt.conf").exists():
+        return False
+    known = (state / "sources.list").read_text()
+    return all(f" {suite} " in known for suite in SUITES)
 
 
 def make_state(state: Path) -> None:

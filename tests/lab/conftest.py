@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import machine as machines
+from tests.lab import stalls
 from tests.lab.kernel import Kernel, debian_kernel
 from tests.lab.machine import Machine
 from tests.lab.peers import Recorder
@@ -20,6 +21,7 @@ SECONDS = pytest.StashKey[list[tuple[str, float]]]()
 def pytest_configure(config: pytest.Config) -> None:
     if recorder := Recorder.wanted():
         config.pluginmanager.register(recorder)
+    config.pluginmanager.register(stalls)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""A running guest: QEMU without KVM, and the command port of the lab's own root (see ``guest-init.sh``).
+"""A running guest: the command port of the lab's own root (see ``guest-init.sh``), and QEMU without KVM.
 
 Two things can go wrong, and they are told apart: a command fails (:class:`CommandFailed`), or the guest
 crashes, hangs or vanishes (:class:`LostGuest`, with the last words of its console and of QEMU).
 """
 
+import abc
 import base64
+import functools
 import select
 import socket
 import time
@@ -14,13 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.lab.console import last_words
+from tests.lab.console import last_words, stalled
 from tests.lab.peers import Peer, asked
 from tests.lab.prerequisites import tool
 from tests.lab.process import Process
 from tests.lab.qmp import Qmp
 
-__all__ = ("QEMU", "CommandFailed", "Guest", "LostGuest", "machine")
+__all__ = ("QEMU", "CommandFailed", "Commanded", "Guest", "LostGuest", "Stalled", "machine")
 
 QEMU = Peer("QEMU", lambda: asked([tool("qemu-system-x86_64"), "--version"]))
 
@@ -42,6 +44,10 @@ class LostGuest(Exception):
     """The guest crashed, hangs, rebooted unasked, or QEMU ended: no statement about the command."""
 
 
+class Stalled(LostGuest):
+    """The guest hangs because the emulator lost a timer of it, as its kernel says: nobody's fault here."""
+
+
 def machine(kernel: Path, root: Path, *, memory: int = 512, cpus: int = 2, arguments: str = "") -> list[str]:
     """QEMU's command line for a guest whose memory other processes can map.
 
@@ -58,44 +64,34 @@ def machine(kernel: Path, root: Path, *, memory: int = 512, cpus: int = 2, argum
     ]
 
 
-class Guest:
-    """A guest that has booted and takes commands. A context manager; leaving it kills QEMU.
+class Commanded(abc.ABC):
+    """A guest that has booted the lab's root and takes commands. A context manager; leaving it kills it.
 
-    :param argv: QEMU's command line, from :func:`machine`, and the devices.
-    :param logs: folder for console.log and qemu.log.
+    :param logs: folder for console.log and the log of the program that runs the guest.
     :param witnesses: processes whose last words count too when the guest is lost.
     :raises LostGuest: it does not come up.
     """
 
-    def __init__(self, argv: Sequence[str], logs: Path, witnesses: Sequence[Process] = ()) -> None:
+    def __init__(self, logs: Path, witnesses: Sequence[Process] = ()) -> None:
         self.started = time.monotonic()
         self.lost = False
         self._witnesses = witnesses
         self.console = logs / "console.log"
-        commands, far_commands = socket.socketpair()
-        control, far_control = socket.socketpair()
-        with far_commands, far_control:
-            ports = (
-                *("-serial", f"file:{self.console}"),
-                *(
-                    "-chardev",
-                    f"socket,id=commands,fd={far_commands.fileno()}",
-                    "-serial",
-                    "chardev:commands",
-                ),
-                *("-chardev", f"socket,id=control,fd={far_control.fileno()}"),
-                *("-mon", "chardev=control,mode=control"),
-            )
-            fds = (far_commands.fileno(), far_control.fileno())
-            self.process = Process((*argv, *ports), logs / "qemu.log", fds=fds)
-        self._commands, self._control = commands, control
+        self._console_start = 0  # of the present boot
         self._received = bytearray()
+        self._commands, far = socket.socketpair()
+        with far:
+            self.process = self._start(logs, far.fileno())
         try:
             self.boot = self._ready("booting")
-            self._qmp = Qmp(control)
         except BaseException:
             self.close()
             raise
+
+    @abc.abstractmethod
+    def _start(self, logs: Path, commands: int) -> Process:
+        # The program that runs the guest; its second serial line is the descriptor `commands`.
+        ...
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +103,7 @@ class Guest:
 
     @property
     def seconds(self) -> float:
-        """Since QEMU was started."""
+        """Since the guest was started."""
         return time.monotonic() - self.started
 
     def run(self, command: str, seconds: int = COMMAND_SECONDS) -> str:
@@ -135,24 +131,18 @@ class Guest:
         self._send("reboot -f", COMMAND_SECONDS)
         self._again("rebooting")
 
-    def reset(self) -> None:
-        """What a reset button does; returns when the guest is up again."""
-        self._qmp.execute("system_reset")
-        self._again("coming back from a reset")
-
     def power_off(self) -> int:
         """Ends the guest in order.
 
-        :returns: QEMU's exit status.
+        :returns: the exit status of the program that runs it.
         """
         self._send("poweroff -f", COMMAND_SECONDS)
         return self.process.wait(COMMAND_SECONDS)
 
     def close(self) -> None:
-        """Kills QEMU if it still runs."""
+        """Kills the guest if it still runs."""
         self.process.kill()
         self._commands.close()
-        self._control.close()
 
     def _again(self, doing: str) -> None:
         boot = self._ready(doing)
@@ -161,6 +151,7 @@ class Guest:
         self.boot = boot
 
     def _ready(self, doing: str) -> str:
+        self._console_start = self.console.stat().st_size if self.console.exists() else 0
         word, *rest = self._line(time.monotonic() + BOOT_SECONDS, doing).split()
         if word != "ready":
             raise self._lost(f"said {word!r}, not 'ready', while {doing}")
@@ -192,15 +183,60 @@ class Guest:
     def _receive(self, deadline: float, doing: str) -> None:
         left = max(0.0, deadline - time.monotonic())
         if not select.select([self._commands], [], [], left)[0]:
-            raise self._lost(f"does not answer, {doing}")
+            silent = Stalled if stalled(self.console, self._console_start) else LostGuest
+            raise self._lost(f"does not answer, {doing}", silent)
         data = self._commands.recv(65536)
         if not data:
-            raise self._lost(f"ended with QEMU (status {self.process.wait(10)}) while {doing}")
+            raise self._lost(f"ended with {self.process.name} (status {self.process.wait(10)}) while {doing}")
         self._received += data
 
-    def _lost(self, what: str) -> LostGuest:
+    def _lost(self, what: str, kind: type[LostGuest] = LostGuest) -> LostGuest:
         self.lost = True
-        text = [f"after {self.seconds:.1f} s the guest {what}", *last_words(self.console)]
+        text = [f"after {self.seconds:.1f} s the guest {what}"]
+        if kind is Stalled:
+            text.append("The emulator lost a timer of the guest:")
+        text += last_words(self.console)
         for process in (self.process, *self._witnesses):
-            text += [f"{process.log.name}:", process.tail()]
-        return LostGuest("\n".join(text))
+            if process.log != self.console:
+                text += [f"{process.log.name}:", process.tail()]
+        return kind("\n".join(text))
+
+
+class Guest(Commanded):
+    """A guest of QEMU.
+
+    :param argv: QEMU's command line, from :func:`machine`, and the devices.
+    :param logs: folder for console.log and qemu.log.
+    :param witnesses: as for :class:`Commanded`.
+    :raises LostGuest: it does not come up.
+    """
+
+    def __init__(self, argv: Sequence[str], logs: Path, witnesses: Sequence[Process] = ()) -> None:
+        self._argv = argv
+        self._control, self._far_control = socket.socketpair()
+        super().__init__(logs, witnesses)
+
+    @functools.cached_property
+    def qmp(self) -> Qmp:
+        """QEMU's control socket."""
+        return Qmp(self._control)
+
+    def reset(self) -> None:
+        """What a reset button does; returns when the guest is up again."""
+        self.qmp.execute("system_reset")
+        self._again("coming back from a reset")
+
+    def close(self) -> None:
+        """Kills QEMU if it still runs."""
+        super().close()
+        self._control.close()
+
+    def _start(self, logs: Path, commands: int) -> Process:
+        with self._far_control as control:
+            ports = (
+                *("-serial", f"file:{self.console}"),
+                *("-chardev", f"socket,id=commands,fd={commands}", "-serial", "chardev:commands"),
+                *("-chardev", f"socket,id=control,fd={control.fileno()}"),
+                *("-mon", "chardev=control,mode=control"),
+            )
+            return Process((*self._argv, *ports), logs / "qemu.log", fds=(commands, control.fileno()))

@@ -33,6 +33,7 @@ PACKAGES = {
     "qemu-storage-daemon": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
+    "setsid": "util-linux",
     "unshare": "util-linux",
 }
 

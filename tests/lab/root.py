@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What a guest boots: busybox, a file system's tool, the drivers, and the first program ``guest-init.sh``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.initramfs import Initramfs
@@ -14,9 +15,10 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "ext4")
 INIT = Path(__file__).with_name("guest-init.sh")
 
 
-def write_root(kernel: Kernel, target: Path) -> None:
+def write_root(kernel: Kernel, target: Path, modules: Sequence[str] = MODULES) -> None:
     """Writes the guest's root to ``target``. All of it is files of this machine and of the kernel's package.
 
+    :param modules: are loaded, and what they need before them.
     :raises Missing: a part is not on this machine.
     """
     root = Initramfs()
@@ -26,8 +28,8 @@ def write_root(kernel: Kernel, target: Path) -> None:
     root.file("/init", INIT.read_bytes(), 0o755)
     root.program("/bin/busybox", Path(tool("busybox")))
     root.program("/sbin/mkfs.ext4", Path(tool("mkfs.ext4")))
-    modules = kernel.modules(MODULES)
-    for name, content in modules.items():
+    files = kernel.modules(modules)
+    for name, content in files.items():
         root.file(f"/modules/{name}.ko", content)
-    root.file("/modules/order", "".join(f"{name}\n" for name in modules).encode())
+    root.file("/modules/order", "".join(f"{name}\n" for name in files).encode())
     root.write(target)

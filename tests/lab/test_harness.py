@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import re
 import select
 import stat
 import subprocess
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.lab import guest
+from tests.lab.console import stalled
 from tests.lab.daemons import ours
-from tests.lab.guest import CommandFailed, Guest, LostGuest
+from tests.lab.guest import CommandFailed, Guest, LostGuest, Stalled
 from tests.lab.initramfs import Initramfs
 from tests.lab.kernel import Kernel
 from tests.lab.prerequisites import Missing, Policy, policy, tool
+from tests.lab.uml import SUITES, Uml, UmlGuest
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -39,9 +42,102 @@ def test_a_failing_command_is_no_lost_guest_and_a_crash_is(
             booted.run("true")
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_user_mode_linux_is_a_guest_too(suite: str, tmp_path: Path) -> None:
+    linux = Uml.made(suite, tmp_path / "root.cpio")
+    with UmlGuest(linux, (), tmp_path) as booted:
+        assert booted.run("uname -r") == linux.kernel.version
+        with pytest.raises(CommandFailed, match="status 3"):
+            booted.run("exit 3")
+        assert booted.power_off() == 0
+    with UmlGuest(linux, (), tmp_path) as booted, pytest.raises(LostGuest, match="Kernel panic"):
+        booted.run("echo c > /proc/sysrq-trigger")
+
+
 def test_a_machine_that_does_not_start_is_a_lost_guest(root: Path, tmp_path: Path) -> None:
     with pytest.raises(LostGuest, match=r"could not (load|open) kernel"):
         Guest(guest.machine(tmp_path / "no-kernel", root), tmp_path)
+
+
+# What Linux says when a timer that it has set did not go off.
+STALL = "rcu: rcu_preempt kthread timer wakeup didn't happen for 5252 jiffies! g1037 f0x0 RCU_GP_WAIT_FQS(5)"
+
+
+def test_a_silent_guest_is_stalled_if_its_kernel_says_so(tmp_path: Path) -> None:
+    linux = Uml.made(SUITES[0], tmp_path / "root.cpio")
+    hang = f'echo "<3>{STALL}" > /dev/kmsg; kill -STOP $PPID'
+    with UmlGuest(linux, (), tmp_path) as booted, pytest.raises(Stalled, match="emulator lost a timer"):
+        booted.run(hang, seconds=1)
+
+
+def test_only_a_lost_timer_is_a_stall(tmp_path: Path) -> None:
+    busy = "rcu: INFO: rcu_preempt self-detected stall on CPU"
+    console = tmp_path / "console.log"
+    assert not stalled(console)
+    for text, expected in (
+        (f"{busy}\n{STALL}\n", True),
+        (f"{busy}\nrcu: rcu_preempt kthread starved for 5252 jiffies!\n", False),
+        (f"{STALL}\nBUG: kernel NULL pointer dereference\n", False),
+        (f"{STALL}\nKernel panic - not syncing\n", False),
+    ):
+        console.write_text(text)
+        assert stalled(console) is expected, text
+    console.write_text(f"{STALL}\n")
+    assert not stalled(console, start=console.stat().st_size)  # in an earlier boot
+
+
+REPEATS = """\
+import pytest
+from tests.lab.guest import LostGuest, Stalled
+
+boots = []
+
+@pytest.fixture(scope="module")
+def guest():
+    boots.append(None)
+    return len(boots)
+
+def test_that_stalls(guest):
+    if guest == 1:
+        raise Stalled("once")
+
+def test_with_the_same_guest(guest):
+    assert guest == 2
+
+def test_that_stalls_again(guest):
+    raise Stalled("for ever")
+
+def test_that_loses_it(guest):
+    raise LostGuest(f"boot {len(boots)}")
+
+def test_that_fails(guest):
+    assert guest == 3
+    raise AssertionError("fails")
+"""
+
+
+def test_a_test_is_repeated_once_after_a_stall_and_for_nothing_else(tmp_path: Path) -> None:
+    script = tmp_path / "test_repeats.py"
+    script.write_text(REPEATS)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.lab.stalls",
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+        script,
+    ]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    said = done.stdout
+    assert done.returncode == 1, said + done.stderr
+    assert "3 failed, 2 passed" in said, said
+    for failure in ("Stalled: for ever", "LostGuest: boot 3", "AssertionError: fails"):
+        assert failure in said, said
+    stalls = re.findall(r"lab: the emulator stalled in \S+::(\w+)", said)
+    assert stalls == ["test_that_stalls", "test_that_stalls_again"]
 
 
 def test_a_process_does_not_outlive_the_lab(tmp_path: Path) -> None:
