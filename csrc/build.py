@@ -62,6 +62,7 @@ SOURCES = (
     "dirty.c",
     "stream.c",
     "net.c",
+    "net_filter.c",
     "pcap.c",
     "tap.c",
     "switch.c",

@@ -139,6 +139,8 @@ bool vh_net_deliver(struct vh_net *n, const struct vh_queue *q, struct vh_batch 
     uint32_t count, done = 0;
     uint64_t skip = n->header;
 
+    if (!wanted(n, &(struct vh_iov){(void *)(uintptr_t)frame, len}, 1, 0))
+        return true;
     count = vh_net_room(n, b, n->from, (uint64_t)len + n->header);
     if (!count) {
         /* Better lose this one than wait for room that never comes, with all others behind it. */

@@ -57,6 +57,16 @@ static inline bool that_is_all(const struct vh_net *n, const struct vh_queue *q,
     return descs >= (q->num + 1) / 2;
 }
 
+/* Whether the guest's driver wants a frame: bytes from skip on of the pieces. */
+bool vh_net_passes(const struct vh_net_filter *f, const struct vh_iov *iov, uint32_t n, uint64_t skip);
+
+static inline bool wanted(const struct vh_net *n, const struct vh_iov *iov, uint32_t count, uint64_t skip)
+{
+    const struct vh_net_filter *f = __atomic_load_n(&n->filter, __ATOMIC_ACQUIRE);
+
+    return __builtin_expect(!f, 1) || vh_net_passes(f, iov, count, skip);
+}
+
 void vh_net_sends(struct vh_net *n, uint32_t (*send)(struct vh_net *n, struct vh_batch *b));
 void vh_net_receives(struct vh_net *n,
                      uint32_t (*fill)(struct vh_net *n, const struct vh_queue *q, struct vh_batch *b));
@@ -64,7 +74,10 @@ void vh_net_receives(struct vh_net *n,
 /* Complete `count` chains that hold `len` bytes, header included, and say in the header how many they are. */
 void vh_net_complete(struct vh_net *n, struct vh_batch *b, uint32_t count, uint64_t len);
 
-/* Deliver a frame to the chains from n->from on; false: there is no room now, and there may be later. */
+/*
+ * Deliver a frame that the guest wants to the chains from n->from on; false: there is no room now, and there may be
+ * later.
+ */
 bool vh_net_deliver(struct vh_net *n, const struct vh_queue *q, struct vh_batch *b, const void *frame,
                     uint32_t len);
 

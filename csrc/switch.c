@@ -164,6 +164,20 @@ void vh_switch_forget(struct vh_switch *s, uint32_t port)
     }
 }
 
+/* The guest at a port has another address now; 0: it had none that is known. From any thread. */
+void vh_switch_move(struct vh_switch *s, uint32_t port, uint64_t old, uint64_t new)
+{
+    struct vh_mac *m = bucket(s, old);
+    uint64_t key = old << 16 | (port + 1);
+    uint32_t now = seconds();
+
+    for (uint32_t i = 0; i < WAYS; i++)
+        if (__atomic_load_n(&m[i].key, __ATOMIC_RELAXED) == key)
+            replace(s, &m[i], key, 0, now);
+    if (new != s->mac)
+        learn(s, new, port, now);
+}
+
 int vh_switch_find(struct vh_switch *s, uint64_t mac)
 {
     return find(s, mac, seconds());

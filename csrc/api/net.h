@@ -5,6 +5,32 @@ enum vh_net_limit {
     VH_NET_FRAME_MIN = 14,    /* an Ethernet header */
     VH_NET_NUMBERED = 18,     /* and a number */
     VH_NET_FRAME_MAX = 65550, /* and the largest packet behind one (virtio 1.3, 5.1.6.3.1) */
+    VH_NET_STATIONS = 65,     /* addresses of a filter: the guest's own, and those of its driver's table */
+};
+
+/* What a driver has chosen to receive (virtio 1.3, 5.1.6.5.1). */
+enum vh_net_mode {
+    VH_NET_PROMISC = 1, /* everything, whatever else is set */
+    VH_NET_ALLMULTI = 2,
+    VH_NET_ALLUNI = 4,
+    VH_NET_NOMULTI = 8,
+    VH_NET_NOUNI = 16,
+    VH_NET_NOBCAST = 32,
+    VH_NET_VLANS = 64, /* of frames with a VLAN tag those in the table of VLANs */
+};
+
+struct vh_net_stations {
+    uint32_t mode; /* enum vh_net_mode */
+    uint32_t n;
+    uint64_t mac[65]; /* VH_NET_STATIONS; of stations and of groups */
+};
+
+/* Which frames a guest receives. One thread changes it while the guest's receiving queues look at it. */
+struct vh_net_filter {
+    uint32_t bank; /* which of the two counts; the other one is changed */
+    uint32_t pad;
+    struct vh_net_stations stations[2];
+    uint64_t vlan[64]; /* a bit for each VLAN */
 };
 
 /* One queue: what it does with frames, and what became of them. Every network's own structure begins with it. */
@@ -14,6 +40,7 @@ struct vh_net {
     uint32_t (*send)(struct vh_net *n, struct vh_batch *b);
     /* Receive: fill chains from n->from on, in order, and complete them. Returns how many it has completed. */
     uint32_t (*fill)(struct vh_net *n, const struct vh_queue *q, struct vh_batch *b);
+    const struct vh_net_filter *filter; /* receive: frames that do not pass vanish; NULL: all pass */
     struct vh_batch *batch; /* receive: chains that were taken, of which those before `from` are returned */
     uint32_t from;
     uint32_t hungry;     /* receive: there may be a frame, but not enough room for it */
@@ -52,4 +79,8 @@ void vh_net_silence(struct vh_net *n);
 void vh_net_generate(struct vh_net_generator *g);
 void vh_net_tap_send(struct vh_net_tap *t);
 void vh_net_tap_receive(struct vh_net_tap *t);
+void vh_net_filter_by(struct vh_net *n, const struct vh_net_filter *f); /* receive, at any time */
+void vh_net_filter_set(struct vh_net_filter *f, uint32_t mode, const uint64_t *macs, uint32_t n);
+void vh_net_filter_vlan(struct vh_net_filter *f, uint32_t vlan, int on);
+void vh_net_filter_no_vlans(struct vh_net_filter *f);
 void vh_net_release(struct vh_net *n, struct vh_queue *q); /* put back what was taken and not filled */

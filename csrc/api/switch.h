@@ -61,4 +61,5 @@ void vh_port_receive(struct vh_net_port *p);
 void vh_port_reset(struct vh_net_port *p);
 int vh_port_inject(struct vh_net_port *p, const void *frame, uint32_t len);
 void vh_switch_forget(struct vh_switch *s, uint32_t port);
+void vh_switch_move(struct vh_switch *s, uint32_t port, uint64_t old, uint64_t new);
 int vh_switch_find(struct vh_switch *s, uint64_t mac);

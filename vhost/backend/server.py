@@ -120,7 +120,7 @@ class _Conversation:
 
     def prepare(self) -> tuple[Session, Workers]:
         if self._next is None:
-            workers = Workers(self.device.num_queues, self._polling)
+            workers = Workers(self.device.threads or self.device.num_queues, self._polling)
             self._next = self._make(workers), workers
         return self._next
 

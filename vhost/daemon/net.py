@@ -49,7 +49,7 @@ def main() -> int:
     options.add_argument(
         "--num-queues",
         metavar="N",
-        type=number(1, 128),
+        type=number(1, 127),
         default=1,
         help="pairs of queues of each device; and queues=N for QEMU's -netdev, mq=on for its -device "
         "(default: %(default)s)",

@@ -39,6 +39,8 @@ class Device:
     device_id: ClassVar[int] = 0
     #: Number of virtqueues.
     num_queues: int = 1
+    #: Threads that :func:`vhost.serve` gives it at most, None: one for each queue.
+    threads: int | None = None
     #: The largest ring a front-end may choose: a power of two up to 32768.
     max_queue_size: int = 1024
     #: The device's own virtio feature bits; transport and ring bits are added by the backend.

@@ -52,6 +52,9 @@ class Network:
     def active(self, pairs: int) -> None:
         """So many receiving queues are in use now, from the first on; 0: the guest has gone."""
 
+    def moved(self, old: bytes | None, new: bytes) -> None:
+        """The guest has the address `new` now; `old` is None if none was known. From any thread."""
+
     def process(self, pair: int, frame: bytes) -> None:
         """Take a frame that the C core has left; called by the thread of the sending queue."""
         raise DeviceError(f"{type(self).__name__} takes no frames in Python")

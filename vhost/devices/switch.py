@@ -145,6 +145,10 @@ class _Port(Network):
         if not pairs:
             lib.vh_switch_forget(self._switch.cdata, self._index)
 
+    def moved(self, old: bytes | None, new: bytes) -> None:
+        before = 0 if old is None else int.from_bytes(old)
+        lib.vh_switch_move(self._switch.cdata, self._index, before, int.from_bytes(new))
+
     def process(self, pair: int, frame: bytes) -> None:
         station = self._switch.station
         assert station is not None

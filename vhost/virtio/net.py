@@ -1,11 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The wire format of network devices (virtio 1.3, 5.1): features, and the header in front of every frame."""
+"""The wire format of network devices (virtio 1.3, 5.1): features, the header of a frame, control commands."""
 
 import enum
 import struct
 from typing import Final, NamedTuple, Self
 
-__all__ = ("MTU_MAX", "MTU_MIN", "ConfigSpace", "HeaderFlag", "Gso", "NetFeature", "NetHeader", "header_size")
+__all__ = (
+    "MTU_MAX",
+    "MTU_MIN",
+    "Ack",
+    "AnnounceCommand",
+    "ConfigSpace",
+    "ControlClass",
+    "Gso",
+    "HeaderFlag",
+    "MacCommand",
+    "MqCommand",
+    "NetFeature",
+    "NetHeader",
+    "RxCommand",
+    "Status",
+    "VlanCommand",
+    "header_size",
+    "mac_tables",
+)
 
 _VERSION_1: Final = 1 << 32
 
@@ -31,8 +49,73 @@ class NetFeature(enum.IntFlag):
     MRG_RXBUF = 1 << 15
     STATUS = 1 << 16
     CTRL_VQ = 1 << 17
+    CTRL_RX = 1 << 18
+    CTRL_VLAN = 1 << 19
+    CTRL_RX_EXTRA = 1 << 20
     GUEST_ANNOUNCE = 1 << 21
     MQ = 1 << 22
+    CTRL_MAC_ADDR = 1 << 23
+
+
+class Status(enum.IntFlag):
+    """The field `status` of the configuration space (5.1.4)."""
+
+    LINK_UP = 1
+    ANNOUNCE = 2
+
+
+class ControlClass(enum.IntEnum):
+    """The first byte of a command in the control queue (5.1.6.5); the second is the command."""
+
+    RX = 0
+    MAC = 1
+    VLAN = 2
+    ANNOUNCE = 3
+    MQ = 4
+
+
+class RxCommand(enum.IntEnum):
+    """Modes of receiving (5.1.6.5.1); a byte follows that switches one on (1) or off (0)."""
+
+    PROMISC = 0
+    ALLMULTI = 1
+    ALLUNI = 2
+    NOMULTI = 3
+    NOUNI = 4
+    NOBCAST = 5
+
+
+class MacCommand(enum.IntEnum):
+    """What to receive by address (5.1.6.5.2)."""
+
+    TABLE_SET = 0
+    ADDR_SET = 1
+
+
+class VlanCommand(enum.IntEnum):
+    """What to receive by VLAN (5.1.6.5.3); its number of 16 bits follows."""
+
+    ADD = 0
+    DEL = 1
+
+
+class AnnounceCommand(enum.IntEnum):
+    """The guest has announced itself (5.1.6.5.4)."""
+
+    ACK = 0
+
+
+class MqCommand(enum.IntEnum):
+    """Queues in use (5.1.6.5.5); the number of pairs, of 16 bits, follows."""
+
+    VQ_PAIRS_SET = 0
+
+
+class Ack(enum.IntEnum):
+    """The device's answer to a command (5.1.6.5)."""
+
+    OK = 0
+    ERR = 1
 
 
 class HeaderFlag(enum.IntFlag):
@@ -90,6 +173,24 @@ class ConfigSpace(NamedTuple):
     def pack(self) -> bytes:
         """The 12 bytes of it."""
         return _CONFIG.pack(*self)
+
+
+def mac_tables(data: bytes, *, big_endian: bool) -> tuple[list[bytes], list[bytes]]:
+    """The addresses of MAC_TABLE_SET: of stations, and of groups (5.1.6.5.2).
+
+    :raises ValueError: `data` is longer or shorter than its numbers of addresses say.
+    """
+    tables, at = [], 0
+    for _ in range(2):
+        count = int.from_bytes(data[at : at + 4], "big" if big_endian else "little")
+        at += 4
+        if at + 6 * count > len(data):
+            raise ValueError(f"{count} addresses in {max(len(data) - at, 0)} bytes")
+        tables.append([data[start : start + 6] for start in range(at, at + 6 * count, 6)])
+        at += 6 * count
+    if at != len(data):
+        raise ValueError(f"{len(data) - at} bytes behind the addresses")
+    return tables[0], tables[1]
 
 
 def header_size(features: int) -> int:
