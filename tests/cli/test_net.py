@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.devices.test_net_responder import arp, dhcp
-from vhost.errors import LocalProtocolError
+from vhost.errors import LocalProtocolError, RefusedError
 from vhost.frontend import Completion, Frontend, LinearIommu, connect
+from vhost.protocol import VirtioFeature
+from vhost.virtio.net import NetFeature
 
 from .programs import Running, daemon, run
 
@@ -157,10 +159,53 @@ def test_pairs_of_queues(tmp_path: Path, stack: ExitStack) -> None:
 
 def test_the_number_of_queues_counts_rings(tmp_path: Path, stack: ExitStack) -> None:
     start(stack, tmp_path, "--num-queues=3")
-    with connect(str(tmp_path / "s"), queues=6) as frontend:
-        assert frontend.num_queues == 6
-    with pytest.raises(LocalProtocolError, match="7 queues wanted, but the backend has 6"):
-        connect(str(tmp_path / "s"), queues=7)
+    with connect(str(tmp_path / "s"), queues=7) as frontend:
+        assert frontend.num_queues == 7
+    with pytest.raises(LocalProtocolError, match="8 queues wanted, but the backend has 7"):
+        connect(str(tmp_path / "s"), queues=8)
+
+
+@pytest.mark.parametrize("way", [(), ("--workers=1",), ("--poll-us=0",)])
+def test_the_control_queue(tmp_path: Path, stack: ExitStack, way: tuple[str, ...]) -> None:
+    running = start(stack, tmp_path, "-c2", "--num-queues=2", "--mac=02:00:00:00:00:01", *way)
+    end = plug(stack, f"{tmp_path}/s0", queues=5)
+    guest = Card(end)
+    b = Card(plug(stack, f"{tmp_path}/s1", queues=2))
+    control = end.queue(4)
+
+    def command(data: bytes) -> bytes:
+        control.submit(data, 1)
+        return control.wait(timeout=60).data
+
+    b.send(frame(b"\3\0\0\0\0\1", b"\2\0\0\0\0\2", "to a group"))
+    assert guest.receive()[14:24] == b"to a group"
+    assert command(b"\0\0\0") == b"\0"  # not promiscuous
+    b.send(frame(b"\3\0\0\0\0\1", b"\2\0\0\0\0\2", "to a group"))
+    b.send(frame(b"\2\0\0\0\0\1", b"\2\0\0\0\0\2", "to the guest"))
+    assert guest.receive()[14:26] == b"to the guest"
+    assert command(b"\1\1\2\0\0\0\0\7") == b"\0"
+    assert end.config(size=6) == b"\2\0\0\0\0\7"
+    assert command(b"\4\0\2\0") == b"\0"
+    assert command(b"\4\0\3\0") == b"\1"
+    assert command(b"?") == b"\1"
+    b.send(frame(b"\2\0\0\0\0\7", b"\2\0\0\0\0\2", "to the new address"))
+    assert guest.receive()[14:32] == b"to the new address"
+    assert running.end() == 0
+
+
+def test_rings_that_other_features_have(tmp_path: Path, stack: ExitStack) -> None:
+    start(stack, tmp_path, "--num-queues=2")
+    plain = VirtioFeature.VERSION_1 | VirtioFeature.PROTOCOL_FEATURES
+    for features, queues in (
+        (plain | NetFeature.CTRL_VQ | NetFeature.MQ, 5),
+        (plain | NetFeature.CTRL_VQ, 3),
+        (plain, 4),
+    ):
+        with connect(str(tmp_path / "s"), queues=queues, features=int(features)):
+            pass
+    for features, queues in ((plain | NetFeature.CTRL_VQ, 4), (plain, 5)):
+        with pytest.raises(RefusedError, match="SET_VRING_KICK"):
+            connect(str(tmp_path / "s"), queues=queues, features=int(features))
 
 
 def test_discard_and_generate(tmp_path: Path, stack: ExitStack) -> None:

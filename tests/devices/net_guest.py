@@ -38,22 +38,37 @@ class _Ring:
         ]
         for at, size in places:
             guest.ram[at : at + size] = bytes(size)
-        self.driver = DriverQueue(layout, *[memoryview(guest.ram)[at : at + size] for at, size in places])
+        parts = [memoryview(guest.ram)[at : at + size] for at, size in places]
+        self.driver = DriverQueue(layout, *parts, big_endian=guest.big_endian)
         rings = [guest.memory.ring(at, size) for at, size in places]
         start = 0x80008000 if packed else 0
-        self.queue = Queue(index, layout, guest.memory, (rings[0], rings[1], rings[2]), base=start)
+        self.queue = Queue(
+            index,
+            layout,
+            guest.memory,
+            (rings[0], rings[1], rings[2]),
+            base=start,
+            big_endian=guest.big_endian,
+        )
         self.lane = Lane(self.queue, guest.net.path(self.queue), -1)
 
 
 class Guest:
     """A guest at a network device; all queues are enabled unless `enabled` is smaller.
 
-    :param features: what its driver has negotiated.
+    :param features: what its driver has negotiated; with CTRL_VQ it has a control queue.
     :param enabled: pairs that are in use.
+    :param big_endian: its driver is a legacy one on a big-endian machine.
     """
 
     def __init__(
-        self, net: Net, *, packed: bool = False, features: int = PLAIN, enabled: int | None = None
+        self,
+        net: Net,
+        *,
+        packed: bool = False,
+        features: int = PLAIN,
+        enabled: int | None = None,
+        big_endian: bool = False,
     ) -> None:
         self.net = net
         fd = os.memfd_create("guest")
@@ -61,10 +76,13 @@ class Guest:
         self.ram = mmap.mmap(fd, SIZE)
         self.memory = Memory()
         self.memory.replace([(RegionSpec(0, SIZE, 0, 0), fd)])
+        self.big_endian = big_endian
         self.header = 12 if features & (VERSION_1 | NetFeature.MRG_RXBUF) else 10
         net.negotiated(features)
-        self._rings = [_Ring(self, index, packed) for index in range(net.num_queues)]
-        for index in range(net.num_queues):
+        control = bool(features & NetFeature.CTRL_VQ)
+        pairs = (net.num_queues - 1) // 2 if features & NetFeature.MQ or not control else 1
+        self._rings = [_Ring(self, index, packed) for index in range(2 * pairs + control)]
+        for index in range(len(self._rings)):
             net.set_enabled(index, enabled is None or index // 2 < enabled)
         #: The device may have written a frame that it then dropped.
         self.careless = False
@@ -135,6 +153,20 @@ class Guest:
     def frames(self, pair: int = 0) -> list[bytes]:
         """Likewise, without their headers."""
         return [frame for _, frame, _ in self.received(pair)]
+
+    # ---- the control queue ----
+
+    def command(self, *parts: bytes, room: int = 1) -> bytes:
+        """Send a command in these readable buffers; returns what the device has written of `room` bytes."""
+        ring = self._rings[-1]
+        place = self._place(b"\xee" * max(room, 1))
+        head = ring.driver.add([self._place(part) for part in parts], [(place[0], room)] if room else [])
+        assert head >= 0
+        ring.driver.publish()
+        self.net.handle(ring.queue)
+        ((_, length),) = ring.driver.poll()
+        assert self.ram[place[0] + length : sum(place)] == b"\xee" * (place[1] - length)
+        return self.ram[place[0] : place[0] + length]
 
     # ---- the device's side ----
 

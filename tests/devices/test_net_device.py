@@ -258,7 +258,7 @@ def test_a_disabled_ring_has_no_effects(guests: Callable[..., Pair]) -> None:
 def test_pairs_of_queues(packed: bool) -> None:
     first, second = [Guest(Net(port), packed=packed) for port in Switch(2, pairs=3).ports]
     assert first.net.features & NetFeature.MQ
-    assert first.net.num_queues == 6
+    assert first.net.num_queues == 7
     for pair in range(3):
         second.offer(2000, 2000, 2000, pair=pair)
     for pair in range(3):
@@ -385,7 +385,7 @@ def test_configuration() -> None:
     assert net.features & (NetFeature.MAC | NetFeature.MTU | NetFeature.MQ) == (
         NetFeature.MAC | NetFeature.MTU | NetFeature.MQ
     )
-    assert net.config() == A + bytes((0, 0, 2, 0)) + (9000).to_bytes(2, "little")
+    assert net.config() == A + bytes((1, 0, 2, 0)) + (9000).to_bytes(2, "little")
     plain = Net(Discard())
     assert (plain.offers_config, plain.config()) == (False, b"")
     with pytest.raises(DeviceError, match="6 bytes at offset 0 refused"):
@@ -407,7 +407,7 @@ def test_parameters_out_of_range(arguments: dict[str, int | bytes], words: str) 
 
 
 def test_too_many_queues() -> None:
-    with pytest.raises(DeviceError, match="129 queue pairs: 1 to 128"):
-        Net(Discard(pairs=129))
+    with pytest.raises(DeviceError, match="128 queue pairs: 1 to 127"):
+        Net(Discard(pairs=128))
     with pytest.raises(DeviceError, match="frames of 17 bytes"):
         Discard(generate=17)

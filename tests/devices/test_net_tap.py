@@ -238,7 +238,7 @@ def test_segments_and_checksums_only_for_drivers_that_accept_them(
 def test_queues_of_an_interface() -> None:
     tap = Tap("vhosttest%d", pairs=2)
     net = Net(tap)
-    assert net.num_queues == 4
+    assert net.num_queues == 5
     guest = Guest(net, enabled=1)
     wire = Wire(tap)
     guest.offer(*[2048] * 100)
@@ -248,6 +248,21 @@ def test_queues_of_an_interface() -> None:
     guest.close()
     wire.socket.close()
     net.close()
+
+
+@pytest.mark.parametrize("rooms", [[2048] * 20, [20] * 100])
+def test_a_driver_that_wants_few_of_the_frames(
+    pair: Callable[..., tuple[Guest, Wire]], rooms: list[int]
+) -> None:
+    control = NetFeature.CTRL_VQ | NetFeature.CTRL_RX | NetFeature.CTRL_MAC_ADDR
+    guest, wire = pair(features=PLAIN | control)
+    guest.careless = True
+    guest.offer(*rooms)
+    assert guest.command(b"\1\1", GUEST) == guest.command(b"\0\0", b"\0") == b"\0"
+    for to in (HOST, b"\x01\x00\x5e\0\0\1", GUEST):
+        wire.socket.send(frame(100, to, HOST))
+    assert wait_for(guest, 1) == [frame(100, GUEST, HOST)]
+    assert guest.frames() == []
 
 
 def test_descriptors_in_place_of_a_name() -> None:

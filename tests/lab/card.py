@@ -51,13 +51,15 @@ def card(chardev: str, number: int, ring: str, pairs: int = 1) -> tuple[str, ...
 def guest(
     kernel: Kernel, root: Path, logs: Path, daemon: Daemon, devices: Sequence[str], *, cpus: int = 1
 ) -> Iterator[Guest]:
-    """A guest, which must end in order, and QEMU without a word."""
+    """A guest, which must end in order, and QEMU without a word that matters."""
     logs.mkdir()
     argv = (*guests.machine(kernel.image, root, memory=256, cpus=cpus), *devices)
     with Guest(argv, logs, witnesses=(daemon,)) as guest:
         yield guest
         assert guest.power_off() == 0, guest.process.tail()
-        assert guest.process.output() == ""
+        # It says so of a back-end that has a configuration space for those who leave that to it.
+        known = "vhost-user backend supports VHOST_USER_PROTOCOL_F_CONFIG but QEMU does not."
+        assert not [line for line in guest.process.output().splitlines() if not line.endswith(known)]
 
 
 def negotiated(guest: Guest) -> set[int]:

@@ -16,7 +16,7 @@ from tests.lab.transfer import AMOUNT, Source, connect, listen, result, send, ta
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300 + 4 * AMOUNT)]
 
-MQ, RING_PACKED = 22, 34  # numbers of features' bits
+CTRL_VQ, GUEST_ANNOUNCE, MQ, RING_PACKED = 17, 21, 22, 34  # numbers of features' bits
 KILLS = 4
 RING = pytest.mark.parametrize("ring", ["split", "packed"])
 
@@ -56,10 +56,10 @@ def test_a_guest_gets_an_address_and_pings(
             ping(it, "10.0.2.1")
 
 
-def send_by(guest: Guest, pair: int) -> None:
-    """Whatever CPU sends does so by this pair of queues."""
+def send_by(guest: Guest, pair: int, pairs: int) -> None:
+    """Whatever CPU sends does so by this pair of queues; there are as many CPUs as pairs."""
     guest.run("cd /sys/class/net/eth0/queues; for queue in tx-*; do echo 0 > $queue/xps_cpus; done")
-    guest.run(f"echo 3 > /sys/class/net/eth0/queues/tx-{pair}/xps_cpus")
+    guest.run(f"echo {(1 << pairs) - 1:x} > /sys/class/net/eth0/queues/tx-{pair}/xps_cpus")
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
@@ -83,7 +83,7 @@ def test_two_guests_on_a_switch(kernel: Kernel, root: Path, work: Path, logs: Pa
             for turn in range(pairs):
                 for number, end in enumerate(ends):
                     if pairs > 1:
-                        send_by(end, (turn + number) % pairs)
+                        send_by(end, (turn + number) % pairs, pairs)
                     ping(end, addresses[1 - number])
                     listen(end, 5000 + turn, take(f"/tmp/{turn}"))
                 for number, end in enumerate(ends):
@@ -92,6 +92,23 @@ def test_two_guests_on_a_switch(kernel: Kernel, root: Path, work: Path, logs: Pa
                     assert result(end, f"/tmp/{turn}") == wanted
         for queue in range(2 * pairs):
             assert moved(daemon, queue) > source.size
+
+
+def test_four_pairs_in_use(kernel: Kernel, root: Path, work: Path, logs: Path) -> None:
+    """QEMU has the control queue, and the guest as many pairs as it is given and has CPUs."""
+    with network(work, logs, "pairs", "--respond=10.0.2.0/24", "--num-queues=4") as daemon:
+        devices = card(f"socket,id=net,path={daemon.socket}", 1, "split", 4)
+        with guest(kernel, root, logs / "pairs", daemon, devices, cpus=4) as it:
+            assert {CTRL_VQ, MQ, GUEST_ANNOUNCE} <= negotiated(it)
+            assert len(it.run("ls -d /sys/class/net/eth0/queues/rx-*").splitlines()) == 4
+            it.run("ip address add 10.0.2.2/24 dev eth0; ip link set eth0 up")
+            for pair in range(4):
+                send_by(it, pair, 4)
+                ping(it, "10.0.2.1")
+        assert "ring 7 started" in daemon.output()
+        assert "ring 8 started" not in daemon.output()
+    for queue in range(8):
+        assert moved(daemon, queue) > 20 * 1400
 
 
 @pytest.mark.parametrize("pairs", [1, 2])

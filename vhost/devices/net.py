@@ -129,8 +129,8 @@ class Net(Device):
     def path(self, queue: Queue) -> Any:
         """The data path of `queue`, None for the control queue.
 
-        :raises DeviceError: buffers are mapped for their use only (Xen), while this device holds them; or there
-            is no such queue with the features that are negotiated.
+        :raises DeviceError: buffers are mapped for their use only (Xen), while this device holds them; or
+            there is no such queue with the features that are negotiated.
         """
         if queue.defers:
             raise DeviceError("net: this build of vhost serves no network devices; pip uninstall vhost-xen")

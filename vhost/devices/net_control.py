@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The control queue of a network device (virtio 1.3, 5.1.6.5): its commands, and what a driver has set by them.
+"""The control queue of a network device (virtio 1.3, 5.1.6.5): its commands, and what was set by them.
 
 Front-ends like QEMU keep this queue to themselves and never start it. Then nothing of this takes effect: the
 guest receives everything, on all receiving queues that are enabled.
@@ -75,7 +75,7 @@ class Control:
         self._reset()
 
     def ring(self) -> int | None:
-        """The index of the control queue with the features that are negotiated (5.1.2), None: there is none."""
+        """The index of the control queue (5.1.2), None: with the features negotiated there is none."""
         if not self._features & NetFeature.CTRL_VQ:
             return None
         return 2 * self._max_pairs if self._features & NetFeature.MQ else 2
