@@ -88,7 +88,7 @@ def test_capabilities_whatever_else_is_said(module: str, expected: object) -> No
         (BLK, ("-s", "/tmp/x", "-b", "i", "--io=fast"), "argument --io: invalid choice: 'fast'"),
         (BLK, ("-s", "/tmp/x", "-b", "i", "--num-queues=0"), "--num-queues: 0 is not from 1 to 256"),
         (BLK, ("-s", "/tmp/x", "-b", "i", "-c", "2"), "unrecognized arguments: -c 2"),
-        (NET, ("-s", "/tmp/x", "--num-queues=129"), "argument --num-queues: 129 is not from 1 to 128"),
+        (NET, ("-s", "/tmp/x", "--num-queues=129"), "argument --num-queues: 129 is not from 1 to 127"),
         (NET, ("-s", "/tmp/x", "--generate=17"), "argument --generate: 17 is not from 18 to 65550"),
         (NET, ("-s", "/tmp/x", "--mtu=67"), "argument --mtu: 67 is not from 68 to 65535"),
         (NET, ("-s", "/tmp/x", "--mac=52:54:00:12:34"), "'52:54:00:12:34': six bytes are needed"),

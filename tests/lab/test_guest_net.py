@@ -94,6 +94,7 @@ def test_two_guests_on_a_switch(kernel: Kernel, root: Path, work: Path, logs: Pa
             assert moved(daemon, queue) > source.size
 
 
+@met(QEMU, LINUX, deed="`vhost-net`: four pairs of queues, control queue in QEMU")
 def test_four_pairs_in_use(kernel: Kernel, root: Path, work: Path, logs: Path) -> None:
     """QEMU has the control queue, and the guest as many pairs as it is given and has CPUs."""
     with network(work, logs, "pairs", "--respond=10.0.2.0/24", "--num-queues=4") as daemon:
