@@ -9,7 +9,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab import archive, guest, uml, wheels, xen
+from tests.lab import archive, guest, testpmd, uml, wheels, xen
+from tests.lab.backends import BACKENDS
 from tests.lab.daemons import ours
 from tests.lab.dom0 import LOST, LostDom0
 from tests.lab.kernel import debian_kernel
@@ -27,7 +28,8 @@ def fetch() -> int:
     print(archive.unpacked(["libblkio1"], "trixie"))
     for suite in uml.SUITES:
         print(uml.uml_kernel(suite).root)
-    print(xen.emulator().root)
+    for userland in (testpmd.dpdk(), *(backend.userland() for backend in BACKENDS), xen.emulator()):
+        print(userland.root)
     for release in xen.RELEASES.values():
         userland = release.userland()
         print(userland.root, wheels.test_layer(userland), wheels.own_layer(userland), sep="\n")

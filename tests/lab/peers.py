@@ -7,6 +7,7 @@ replaced, others and the text around the table stay.
 """
 
 import functools
+import gzip
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ("NOT_RUN", "PASSED", "Peer", "Recorder", "Row", "asked", "met", "read", "update")
+__all__ = ("NOT_RUN", "PASSED", "Peer", "Recorder", "Row", "asked", "met", "packaged", "read", "update")
 
 VARIABLE = "VHOST_LAB_PEERS"
 HEAD = ("peer", "version", "what was done", "result")
@@ -46,6 +47,18 @@ def asked(argv: Sequence[str | os.PathLike[str]], pattern: str = r"version v?(\d
     said = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     found = re.search(pattern, said.stdout + said.stderr)
     assert found, f"no version in {said.stdout + said.stderr!r}"
+    return found[1]
+
+
+def packaged(root: Path, package: str) -> str:
+    """The version of the unpacked package in ``root``, as its authors count: without Debian's part.
+
+    :param package: one with a changelog of Debian.
+    """
+    with gzip.open(root / "usr/share/doc" / package / "changelog.Debian.gz", "rt") as changelog:
+        first = changelog.readline()
+    found = re.match(r"\S+ \((?:\d+:)?([^-)]+)", first)
+    assert found, first
     return found[1]
 
 
