@@ -21,9 +21,9 @@ ALLOWED: dict[str, set[str]] = {
     "io": {"errors", "_core"},
     "backend": {"errors", "_core", "mem", "virtqueue", "devices", "protocol", "io"},
     "frontend": {"errors", "_core", "mem", "virtqueue", "virtio", "protocol", "io"},
-    "daemon": {"errors", "mem", "devices", "backend", "io", "protocol", "virtio", "version"},
+    "daemon": {"errors", "mem", "devices", "backend", "io", "options", "protocol", "virtio", "version"},
     "bench": {"errors", "_core", "frontend", "virtio", "protocol"},
-    "cli": {"errors", "mem", "devices", "frontend", "bench", "protocol", "virtio", "version"},
+    "cli": {"errors", "mem", "devices", "frontend", "bench", "options", "protocol", "virtio", "version"},
 }
 # Modules of the standard library that do I/O, run threads or loops: only the edge has them.
 EDGE = {"socket", "select", "selectors", "asyncio", "signal", "subprocess", "threading.Thread"}

@@ -20,6 +20,7 @@ from vhost.protocol import (
 )
 
 GET_FEATURES = struct.pack("=III", 1, 1, 0)
+GET_MAX_MEM_SLOTS = struct.pack("=III", GetMaxMemSlots.request, 1, 0)
 GET_QUEUE_NUM = struct.pack("=III", GetQueueNum.request, 1, 0)
 
 
@@ -42,11 +43,20 @@ def test_offers_are_the_same_before_and_after_negotiation(peer: Peer) -> None:
 
 def test_what_is_not_negotiated_is_not_told(peer: Peer) -> None:
     with peer:
-        peer.negotiate(protocol=PROTOCOL_FEATURES & ~ProtocolFeature.MQ)
-        peer.sock.sendall(GET_QUEUE_NUM)
+        peer.negotiate(protocol=PROTOCOL_FEATURES & ~ProtocolFeature.CONFIGURE_MEM_SLOTS)
+        peer.sock.sendall(GET_MAX_MEM_SLOTS)
         request, _, size = struct.unpack("=III", peer.sock.recv(100))
-        assert (request, size) == (GetQueueNum.request, 0), "the form in which it fails"
+        assert (request, size) == (GetMaxMemSlots.request, 0), "the form in which it fails"
         assert peer.value(GetFeatures())
+
+
+def test_the_number_of_queues_is_told_once_it_is_offered(peer: Peer) -> None:
+    with peer:
+        peer.sock.sendall(GET_QUEUE_NUM)
+        assert struct.unpack("=IIIQ", peer.sock.recv(100)) == (GetQueueNum.request, 5, 8, 2)
+        peer.negotiate(protocol=ProtocolFeature.REPLY_ACK)
+        for _ in range(2):
+            assert peer.value(GetQueueNum()) == 2
 
 
 def test_the_payload_of_a_message_is_no_request(peer: Peer) -> None:

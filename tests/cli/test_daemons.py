@@ -65,6 +65,25 @@ def test_what_is_offered_is_the_users_choice(tmp_path: Path, module: str, option
 
 
 @pytest.mark.usefixtures("unix_build")
+@pytest.mark.parametrize(
+    "options", [("--quirk", "packed-base-16"), ("--quirk=many-regions", "--quirk=packed-base-16"), ()]
+)
+def test_a_quirk_by_name(tmp_path: Path, options: tuple[str, ...]) -> None:
+    with (
+        daemon(tmp_path, RNG, f"--socket-path={tmp_path}/s", *options) as running,
+        connect(tmp_path / "s", packed=True) as frontend,
+    ):
+        frontend.stop(0)
+        frontend.start(0, 0x8000)  # as DPDK begins
+        if options:
+            assert len(frontend.request(writable=8)) == 8
+        else:
+            with pytest.raises(TimeoutError):
+                frontend.request(writable=8, timeout=0.3)
+        assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
 def test_signal_with_a_client(tmp_path: Path, image: Path) -> None:
     path = tmp_path / "s"
     with (

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vhost import __version__
+from vhost.protocol.quirks import table
 from vhost.version import describe
 
 from .programs import environment, run
@@ -115,6 +116,14 @@ def test_capabilities_whatever_else_is_said(module: str, expected: object) -> No
         (NET, ("-s", "/tmp/x", "--features", "+protocol.mqq"), "'protocol.mqq'; there are csum, guest-csum"),
         (NET, ("-s", "/tmp/x", "--features"), "argument --features: expected one argument"),
         (NET, ("-s", "/tmp/x", "--features", "--help"), "argument --features: expected one argument"),
+        (
+            RNG,
+            ("-s", "/tmp/x", "--quirk=odd"),
+            "--quirk: there is no quirk 'odd'; there are inflight-20, full-",
+        ),
+        (NET, ("-s", "/tmp/x", "--quirk", "-odd"), "argument --quirk: there is no quirk 'odd'; there are"),
+        ("vhost", ("bench", "--quirk", "odd"), "argument --quirk: there is no quirk 'odd'; there are"),
+        ("vhost", ("bench", "control", "vhost-rng", "--quirk=shmem-bit-21"), "the same with every --quirk"),
         ("vhost", ("demo", "--size=0"), "argument --size: 0 is not from 1 to 1048576"),
         ("vhost", ("frobnicate",), "invalid choice: 'frobnicate'"),
     ],
@@ -169,6 +178,16 @@ def test_help_lists_the_features(module: str, names: tuple[str, ...]) -> None:
     known = [name.strip() for name in listed.split(",")]
     assert {*names, "protocol.mq"} <= set(known)
     assert "ring-reset" not in known
+
+
+@pytest.mark.parametrize("program", [(RNG,), (BLK,), (NET,), ("vhost", "bench")])
+def test_quirks_are_listed(program: tuple[str, ...]) -> None:
+    done = run(*program, "--quirk", "help")
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert [line.split(" ", 1)[0].replace("-", "_") for line in listed] == list(table())
+    assert "packed-base-16 (off), DPDK:" in done.stdout
+    assert "full-mem-table (on), " in done.stdout
 
 
 def test_missing_image(tmp_path: Path) -> None:

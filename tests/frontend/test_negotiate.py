@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What a frontend says to backends of different abilities, and in which order."""
 
+import asyncio
+import socket
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import vhost
 from tests.frontend.fake import FEATURES, PROTOCOL, Fake
 from vhost.errors import LocalProtocolError
+from vhost.frontend import AsyncFrontend
 from vhost.frontend.negotiate import Options
 from vhost.frontend.ram import GUEST_BASE, USER_BASE
 from vhost.frontend.session import Session
@@ -238,3 +242,18 @@ def test_arguments_that_make_no_sense_cost_nothing(wrong: dict[str, Any]) -> Non
 def test_ram_that_does_not_hold_the_ring() -> None:
     with Fake() as fake, pytest.raises(MemoryError, match="ram_size=4096"):
         vhost.connect(fake.peer, ram_size=4096, queue_size=1024)
+
+
+def in_a_loop(target: socket.socket, **options: Any) -> AsyncFrontend:
+    return asyncio.run(vhost.connect_async(target, **options))
+
+
+@pytest.mark.parametrize("connect", [vhost.connect, in_a_loop], ids=["blocking", "asyncio"])
+@pytest.mark.parametrize("quirks", ["shmem-bit-21", "-many-regions,shmem_bit_21", "", "-shmem-bit-21"])
+def test_quirks_of_a_backend(quirks: str, connect: Callable[..., Any]) -> None:
+    on = quirks.endswith("21") and not quirks.startswith("-shmem")
+    with Fake(protocol=PROTOCOL | ProtocolFeature.GPA_ADDRESSES) as fake:
+        device = connect(fake.peer, quirks=quirks)
+        read = ProtocolFeature.SHMEM if on else ProtocolFeature.GPA_ADDRESSES
+        assert device.offered_protocol_features == PROTOCOL | read
+        device.close()

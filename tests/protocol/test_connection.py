@@ -29,6 +29,8 @@ from vhost.protocol import (
     Rejected,
     Reply,
     Request,
+    ResetDevice,
+    SendRarp,
     SetBackendReqFd,
     SetDeviceStateFd,
     SetFeatures,
@@ -206,13 +208,44 @@ def test_gates_hold_at_both_ends(message: Message, protocol: int, features: int,
         front.protocol_features = POSTCOPY
     data, _ = front.send(message, [0] * message.fd_range()[0])
     for end in front, back:
-        end.protocol_features, end.features = protocol & 0xFF_FFFF, features & (1 << 64) - 1
+        end.protocol_features = end.offered_protocol_features = protocol & 0xFF_FFFF
+        end.features = end.offered_features = features & (1 << 64) - 1
     with pytest.raises(LocalProtocolError, match=why):
         front.send(message, [0] * message.fd_range()[0])
     event = one(back, data, spare_fds(message.fd_range()[0]))
     assert isinstance(event, Rejected)
     assert event.name == message.name
     assert why in str(event.error)
+
+
+@pytest.mark.parametrize(
+    "message", [GetQueueNum(), SetBackendReqFd(), ResetDevice(), SendRarp(bytes(6)), SetVringEnable(0, 1)]
+)
+def test_what_is_open_once_it_is_offered(message: Message) -> None:
+    front, back = requester(), responder()
+    for end in front, back:
+        end.protocol_features, end.features = 0, int(VirtioFeature.VERSION_1)
+    fds = message.fd_range()[0]
+    data, _ = front.send(message, [0] * fds)
+    assert one(back, data, spare_fds(fds)).message == message
+    back.close()
+
+
+def test_the_answer_to_a_refused_message_goes_by_what_is_negotiated() -> None:
+    log, table = raw(16), raw(4, (0, 4, 1))
+    back = responder(protocol=0)
+    assert back.ack(one(back, frame(6, log), [])) is None, "not SET_LOG_BASE without LOG_SHMFD"
+    back.protocol_features = int(ACKS)
+    assert back.ack(one(back, frame(6, log))) is None
+    assert back.ack(one(back, frame(6, log, flags=NEED_REPLY))) == (
+        frame(6, raw(8, (0, 8, 1)), flags=REPLY),
+        [],
+    )
+    back.protocol_features = int(ProtocolFeature.LOG_SHMFD)
+    assert back.ack(one(back, frame(6, log))) == (frame(6, flags=REPLY), []), "it has no descriptor"
+    assert back.ack(one(back, frame(5, table))) is None
+    back.terms.postcopy = True
+    assert back.ack(one(back, frame(5, table))) == (frame(5, flags=REPLY), [])
 
 
 def test_protocol_features_need_bit_30_offered_not_acknowledged() -> None:

@@ -184,17 +184,6 @@ def test_base_outside_the_ring(ring: Shared, base: int) -> None:
         ring.queue(base=base)
 
 
-def test_base_without_the_place_of_used(ring: Shared) -> None:
-    # As DPDK's virtio-user begins.
-    queue = ring.queue(base=0x8000)
-    assert queue.base == START
-    lay(ring, (ring.data, 1, 3, 0))
-    (chain,) = queue.pop()
-    chain.push()
-    assert struct.unpack("<IHH", ring.get(ring.desc + 8, 8)) == (0, 3, AVAIL | USED)
-    queue.close()
-
-
 def test_a_new_ring_may_begin_at_zero(ring: Shared) -> None:
     # As user-mode Linux begins, whose driver may have been quick.
     for offered in range(SIZE + 1):

@@ -16,6 +16,7 @@ from vhost.backend.session import MakeMemory, Session
 from vhost.devices.device import Device
 from vhost.io.sockets import HasFileno, recv_fds, send_fds
 from vhost.mem import Memory
+from vhost.protocol import Quirks
 
 __all__ = ("serve_async",)
 
@@ -85,6 +86,7 @@ async def serve_async(
     stop: HasFileno | None = None,
     memory: MakeMemory = Memory,
     features: str = "",
+    quirks: str = "",
 ) -> None:
     """Serve `device` in the running event loop; ends like :func:`vhost.serve`, or by cancellation.
 
@@ -92,11 +94,11 @@ async def serve_async(
     those of :func:`vhost.serve`.
     """
     check_device(device)
-    offer = Offer.of(device, features)
+    offer, switches = Offer.of(device, features), Quirks.choose(quirks)
     source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
 
     def session() -> Session:
-        return Session(device, LoopRunner, memory(), offer)
+        return Session(device, LoopRunner, memory(), offer, switches)
 
     try:
         serving = asyncio.ensure_future(_serve(device, source, session))

@@ -115,7 +115,7 @@ def standing_answers(features: int, protocol: int, agreed: int, queues: int, slo
         (fe.GetFeatures(), features),
         (fe.GetProtocolFeatures(), protocol),
     ]
-    if agreed & ProtocolFeature.MQ:
+    if protocol & ProtocolFeature.MQ:
         answers.append((fe.GetQueueNum(), queues))
     if agreed & ProtocolFeature.CONFIGURE_MEM_SLOTS:
         answers.append((fe.GetMaxMemSlots(), slots))

@@ -17,6 +17,7 @@ from vhost.errors import RemoteProtocolError
 from vhost.io.sockets import HasFileno, wait
 from vhost.io.stream import Stream
 from vhost.mem import Memory
+from vhost.protocol import Quirks
 
 __all__ = ("serve",)
 
@@ -41,6 +42,7 @@ def serve(
     memory: MakeMemory = Memory,
     polling: Polling | None = None,
     features: str = "",
+    quirks: str = "",
 ) -> None:
     """Serve `device` to the front-ends that connect, one after the other, until `stop`.
 
@@ -56,16 +58,18 @@ def serve(
     :param features: what to change of the features on offer, by name: ``"+iommu,-packed"``. Names are those
         of the specification in lower case with hyphens, shorter ones for rings (``packed``, ``indirect``,
         ``event-idx``, ``in-order``, ``iommu``, ``log``), and ``protocol.inflight-shmfd`` and the like.
+    :param quirks: rows of :class:`vhost.protocol.Quirks` to switch on for these front-ends, or off with a
+        minus in front: ``"packed-base-16"``.
     :raises OSError: the socket cannot be had.
     :raises DeviceError: the device's numbers are out of range, or it cannot do what `features` ask for.
-    :raises ValueError: `features` name what is none.
+    :raises ValueError: `features` or `quirks` name what is none.
     """
     check_device(device)
-    offer = Offer.of(device, features)
+    offer, switches = Offer.of(device, features), Quirks.choose(quirks)
     source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
 
     def session(workers: Workers) -> Session:
-        return Session(device, workers, memory(), offer)
+        return Session(device, workers, memory(), offer, switches)
 
     conversation = _Conversation(device, stop, polling, session)
     try:

@@ -39,6 +39,7 @@ from vhost.protocol import (
     LogBase,
     Message,
     Payload,
+    Quirks,
     RegionRepeats,
     Rejected,
     Request,
@@ -99,6 +100,7 @@ class Session:
     :param run: makes the runner of a ring: a thread, or callbacks of an event loop.
     :param memory: guest memory without regions yet.
     :param offer: the features to offer, None: the default for the device.
+    :param quirks: how far to go along with the front-end, None: as with one that is not known.
     """
 
     def __init__(
@@ -107,11 +109,12 @@ class Session:
         run: Callable[[Ring], Runner],
         memory: GuestMemory,
         offer: Offer | None = None,
+        quirks: Quirks | None = None,
     ) -> None:
         self.device = device
         self.memory = memory
         self._offer = offer or Offer.of(device)
-        self._connection = Connection(Channel.FRONTEND, Side.RESPONDER)
+        self._connection = Connection(Channel.FRONTEND, Side.RESPONDER, quirks=quirks)
         self._shared = Shared(memory, self._connection.terms.quirks)
         self._repeats = RegionRepeats(self._connection.terms.quirks, memory.max_regions)
         self.rings = [Ring(index, device, memory, self._shared, run) for index in range(device.num_queues)]
@@ -226,9 +229,9 @@ class Session:
     def _set_protocol_features(self, message: fe.SetProtocolFeatures, request: Request) -> None:
         features = offered_protocol_features(message.features, self._offer.protocol)
         shared = self._shared
-        if shared.translates(shared.features, features) != (shared.iotlb is not None):
-            with self._memory_changed():
-                shared.set_features(shared.features, features)
+        same = shared.translates(shared.features, features) == (shared.iotlb is not None)
+        with ExitStack() if same else self._memory_changed():
+            shared.set_features(shared.features, features)
         self._stand()
         log.info("%s: protocol features %#x negotiated", self.device.name, features)
 
@@ -433,6 +436,9 @@ class Session:
     def _set_vring_enable(self, message: fe.SetVringEnable, request: Request) -> None:
         if message.num not in (0, 1):
             raise ProtocolError(f"{message.num} neither enables (1) nor disables (0)")
+        features = self._shared.features
+        if features and not features & _PROTOCOL_FEATURES:
+            log.info("%s: %s, though PROTOCOL_FEATURES is not negotiated: done", self.device.name, message)
         self._ring(message.index).apply(RingEvent.ENABLE if message.num else RingEvent.DISABLE)
 
     def _ring(self, index: int) -> Ring:

@@ -48,7 +48,7 @@ class Shared:
         self._old: list[InflightRegion] = []
         self._notify = Notifier("log descriptor")
         self._channel: socket.socket | None = None
-        self._requests = Connection(Channel.BACKEND, Side.REQUESTER)
+        self._requests = Connection(Channel.BACKEND, Side.REQUESTER, quirks=self.quirks)
         self._lock = Lock()
 
     @property
@@ -65,6 +65,7 @@ class Shared:
     def set_features(self, features: int, protocol_features: int) -> None:
         """What is negotiated now: SET_FEATURES or SET_PROTOCOL_FEATURES, while all rings are paused."""
         self.features = features
+        self._requests.protocol_features = protocol_features
         if not self.translates(features, protocol_features):
             self.iotlb = None
         elif self.iotlb is None:
@@ -90,7 +91,7 @@ class Shared:
             if self._channel is not None:
                 self._channel.close()
             self._channel = channel
-            self._requests = Connection(Channel.BACKEND, Side.REQUESTER)
+            self._requests = Connection(Channel.BACKEND, Side.REQUESTER, quirks=self.quirks)
             self._requests.protocol_features = protocol_features
 
     def translate(self, miss: Miss) -> None:

@@ -2,10 +2,11 @@
 """What the requests of a benchmark are, whoever serves them."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from vhost.frontend.negotiate import Options
+from vhost.protocol import Quirks
 
 __all__ = ("Access", "Workload", "DEVICES")
 
@@ -55,6 +56,7 @@ class Workload:
     :ivar regions: how many regions guest memory has; the buffers are spread over them.
     :ivar inflight: the backend records what is in flight in a region of ours.
     :ivar dirty_log: it marks the pages it writes.
+    :ivar quirks: how far to go along with the backends.
     :ivar python: the requests come from Python, as those of :func:`vhost.connect` do, and not from C.
     :raises ValueError: there is no such load.
     """
@@ -71,6 +73,7 @@ class Workload:
     inflight: bool = False
     dirty_log: bool = False
     python: bool = False
+    quirks: Quirks = field(default_factory=Quirks)
 
     def __post_init__(self) -> None:
         if self.access not in _OF_DEVICE[self.device]:
@@ -135,6 +138,7 @@ class Workload:
             packed=self.packed,
             in_order=self.in_order,
             inflight=self.inflight,
+            quirks=self.quirks,
             avoid=_DEVICE_BITS if self.device == "net" else 0,
         )
 

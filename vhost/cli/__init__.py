@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+from vhost.options import join_values
+
 from . import bench_args
 
 __all__ = ("main",)
@@ -42,7 +44,7 @@ def main() -> int:
     demo.set_defaults(command="vhost.cli.demo")
     bench_args.add(commands)
 
-    args = parser.parse_args()
+    args = parser.parse_args(join_values(sys.argv[1:]))
     try:
         if "command" not in args:
             parser.print_help()

@@ -31,6 +31,7 @@ from vhost.bench import (
     report,
 )
 from vhost.cli.progress import Turns
+from vhost.protocol import Quirks
 
 __all__ = ("run",)
 
@@ -94,6 +95,7 @@ def _plan(args: argparse.Namespace) -> list[Bench]:
             inflight=args.inflight,
             dirty_log=args.dirty_log,
             python=args.python,
+            quirks=Quirks.choose(args.quirks),
         )
         for condition in conditions:
             workload.entries(condition.depth)
@@ -118,6 +120,8 @@ def _plan_control(args: argparse.Namespace) -> ControlBench:
     """
     if args.depth or args.mode or args.svg:
         raise ValueError("control: messages have no --depth and no --mode, and --svg draws none")
+    if args.quirks:
+        raise ValueError("control: these messages are the same with every --quirk")
     _place(args)
     _check(args.rounds, args.time, args.server_cpu, args.driver_cpu)
     rounds = (_ROUNDS if args.peers else _FEW_ROUNDS) if args.rounds is None else args.rounds

@@ -4,6 +4,8 @@
 import argparse
 from typing import Any, Final
 
+from vhost.options import add_quirk
+
 __all__ = ("add",)
 
 _EPILOG: Final = """\
@@ -107,6 +109,7 @@ def add(commands: Any) -> None:
     option("--dirty-log", action="store_true", help="have written pages marked in a dirty log")
     option("--python", action="store_true", help="drive by vhost.connect() from Python, not from C")
     option("--no-event-idx", action="store_true", help="do without event indexes")
+    add_quirk(parser, "backends")
     option("--json", metavar="FILE", help="write every round to FILE")
     option("--svg", metavar="FILE", help="draw the figures into FILE")
     parser.set_defaults(command="vhost.cli.bench")

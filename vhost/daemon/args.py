@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vhost.options import add_quirk, join_values
 from vhost.version import __version__
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ exit status: 0 after SIGTERM or SIGINT, and when the peer of a connected --fd is
 """
 
 _FEATURES = "@features@"  # where the epilog has their names
-# Options whose values may begin with a minus sign.
-_SIGNED = ("--features",)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -123,6 +122,7 @@ def make_parser(
         help="change what front-ends are offered: +NAME offers a feature, -NAME does not, as in "
         "+iommu,-packed; names are below",
     )
+    add_quirk(common, "front-ends")
     common.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     common.add_argument("-q", "--quiet", action="count", default=0, help="log less: -q warnings, -qq errors")
     common.add_argument(
@@ -180,7 +180,7 @@ def _cpus(text: str) -> list[int]:
 
 def finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
     """Parse `argv`; options that do not fit together end the program with status 2."""
-    args = parser.parse_args(_joined(argv))
+    args = parser.parse_args(join_values(argv))
     args.features = ",".join(args.features)
     if args.features:
         from vhost.backend.features import choose
@@ -196,17 +196,6 @@ def finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
     if args.socket_path is None and args.socket_count > 1:
         parser.error("argument -c/--socket-count: several sockets need --socket-path")
     return args
-
-
-def _joined(argv: list[str]) -> list[str]:
-    # "--features -packed": the second is no option, whatever argparse thinks of its sign.
-    joined: list[str] = []
-    for word in argv:
-        if joined and joined[-1] in _SIGNED and word.startswith("-") and not word.startswith("--"):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def number(least: int, most: int | None) -> Callable[[str], int]:

@@ -95,7 +95,9 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
         gc.freeze()
         notify("READY=1")
         _serve_all(
-            partial(serve, stop=stop, memory=memory, polling=polling, features=args.features),
+            partial(
+                serve, stop=stop, memory=memory, polling=polling, features=args.features, quirks=args.quirks
+            ),
             devices,
             sources,
             stop,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-from vhost.protocol import Message, Payload
+from vhost.protocol import Message, Payload, Quirks
 
 from .exchange import Exchange, Step
 from .frontend import FrontendBase
@@ -127,6 +127,7 @@ async def connect_async(
     inflight: bool | None = None,
     reconnect: float = 0.0,
     iommu: Iommu | None = None,
+    quirks: str = "",
 ) -> "AsyncFrontend":
     """:func:`vhost.connect` for an event loop: the same parameters, the same exceptions."""
     options = Options(
@@ -147,6 +148,7 @@ async def connect_async(
         inflight=inflight,
         reconnect=reconnect,
         iommu=iommu,
+        quirks=Quirks.choose(quirks),
     )
     session = Session(target, options)
     runner = Runner()

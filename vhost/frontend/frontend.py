@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-from vhost.protocol import Message, Payload
+from vhost.protocol import Message, Payload, Quirks
 
 from .exchange import Exchange
 from .iommu import Iommu
@@ -42,6 +42,7 @@ def connect(
     inflight: bool | None = None,
     reconnect: float = 0.0,
     iommu: Iommu | None = None,
+    quirks: str = "",
 ) -> "Frontend":
     """Connect to a backend, negotiate, share memory and start the queues.
 
@@ -73,6 +74,8 @@ def connect(
         what is in flight. 0: who waits gets an ``OSError``, and may call :meth:`Frontend.reconnect`.
     :param iommu: put rings and buffers at I/O addresses, which the backend has to ask this for
         (ACCESS_PLATFORM), for instance a :class:`vhost.frontend.LinearIommu`.
+    :param quirks: rows of :class:`vhost.protocol.Quirks` to switch on for this backend, or off with a minus
+        in front: ``"shmem-bit-21,-log-base-reply"``.
     :raises RefusedError: the backend refused a request; it is named.
     :raises RemoteProtocolError: the backend broke the protocol.
     :raises LocalProtocolError: something was asked for that the backend does not offer.
@@ -97,6 +100,7 @@ def connect(
         inflight=inflight,
         reconnect=reconnect,
         iommu=iommu,
+        quirks=Quirks.choose(quirks),
     )
     session = Session(target, options)
     try:

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 
 from vhost.errors import LocalProtocolError, RefusedError, RemoteProtocolError
 from vhost.io import close_fds, recv_fds, send_fds
-from vhost.protocol import U64, Channel, Connection, Flag, Header, Message, Payload, Reply, ReplyRule, Side
+from vhost.protocol import (
+    U64,
+    Channel,
+    Connection,
+    Flag,
+    Header,
+    Message,
+    Payload,
+    Quirks,
+    Reply,
+    ReplyRule,
+    Side,
+)
 
 from .channel import BackendChannel
 from .exchange import Exchange, Receive, Send, Until
@@ -23,15 +35,16 @@ class Link:
     then, and says why to whoever tries again.
 
     :param sock: belongs to the link from now on.
+    :param quirks: how far to go along with the backend, None: as with one that is not known.
 
     :ivar channel: what the backend asks us, answered whenever something is waited for; closed with the link.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, quirks: Quirks | None = None) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.channel: BackendChannel | None = None
-        self._connection = Connection(Channel.FRONTEND, Side.REQUESTER)
+        self._connection = Connection(Channel.FRONTEND, Side.REQUESTER, quirks=quirks)
         self._asking = False
         self._sending = False
         self._posts: deque[Message] = deque()

@@ -5,7 +5,7 @@ Knows the order of the messages and what a frontend of ours can drive; a backend
 without acknowledgements or without a number of queues is as good as any.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vhost.errors import LocalProtocolError
@@ -17,6 +17,7 @@ from vhost.protocol import (
     GetQueueNum,
     MemoryRegion,
     ProtocolFeature,
+    Quirks,
     SetFeatures,
     SetMemTable,
     SetOwner,
@@ -77,6 +78,7 @@ class Options:
     :ivar slots: share memory with ADD_MEM_REG, not with SET_MEM_TABLE.
     :ivar avoid: virtio features not to acknowledge though they are offered, if `features` is None.
     :ivar regions: how many regions guest memory has; more than 8 are always shared with ADD_MEM_REG.
+    :ivar quirks: how far to go along with the backend.
     """
 
     features: int | None = None
@@ -97,6 +99,7 @@ class Options:
     iommu: Iommu | None = None
     avoid: int = 0
     regions: int = 1
+    quirks: Quirks = field(default_factory=Quirks)
 
     def __post_init__(self) -> None:
         if not 0 <= self.queues <= 256:

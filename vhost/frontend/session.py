@@ -75,7 +75,7 @@ class Session:
         """A link for `target`, which stays what is connected to until the next."""
         sock = target if isinstance(target, socket.socket) else None
         self.path = None if isinstance(target, socket.socket) else os.fspath(target)
-        return Link(sock or socket.socket(socket.AF_UNIX))
+        return Link(sock or socket.socket(socket.AF_UNIX), self.options.quirks)
 
     def open(self) -> Exchange[None]:
         """Connect, negotiate, share memory, start the rings."""

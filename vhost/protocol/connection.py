@@ -172,7 +172,8 @@ class Connection:
             if kind is None:
                 rule = ReplyRule.NEVER if self.channel is _GPU else _ACK
                 return Rejected(code, f"request {code}", acked, error, None, rule)
-            return Rejected(code, kind.name, acked and kind.reply is _ACK, error, kind, kind.reply)
+            rule = kind.rule_of_kind(self.terms)
+            return Rejected(code, kind.name, acked and rule is _ACK, error, kind, rule)
         before = None
         if kind.settle is not Message.settle:
             before = self.terms.copy()

@@ -169,9 +169,14 @@ class Message(Payload):
         """Descriptors beyond these that a peer may add by mistake; they are closed."""
         return 0
 
+    @classmethod
+    def rule_of_kind(cls, terms: Terms) -> ReplyRule:
+        """The reply rule of such a message; of one that cannot be read, that is all there is to go by."""
+        return cls.reply
+
     def rule(self, terms: Terms) -> ReplyRule:
         """The reply rule of this very message."""
-        return self.reply
+        return self.rule_of_kind(terms)
 
     def settle(self, terms: Terms) -> None:
         """Put into *terms* what this message, once sent or received, changes there."""

@@ -10,9 +10,9 @@ vireshk/xen-vhost-frontend 66ee282d.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-__all__ = ("Quirks", "Quirk", "table")
+__all__ = ("Quirks", "Quirk", "describe", "table")
 
 
 class Quirk(NamedTuple):
@@ -30,7 +30,10 @@ def _row(default: bool, *, peer: str, differs: str, source: str, action: str) ->
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
-    """Switches for the deviations of peers; ``Quirks()`` is what to use with an unknown peer."""
+    """Switches for the deviations of peers; ``Quirks()`` is what to use with an unknown peer.
+
+    A user names a row as its field, with hyphens or with underscores.
+    """
 
     # ---- reading, on by default ---
     inflight_20: bool = _row(
@@ -126,7 +129,42 @@ class Quirks:
         action="read a used half of zero as the avail half",
     )
 
+    @classmethod
+    def choose(cls, text: str) -> Self:
+        """Those to use with an unknown peer, and what a user wrote down: ``packed-base-16,-many-regions``.
+
+        A name switches a row on, with a minus in front off. Of two that contradict, the later one counts.
+
+        :raises ValueError: there is no such row; the message lists those there are.
+        """
+        rows = table()
+        chosen = {}
+        for item in filter(None, map(str.strip, text.split(","))):
+            off = item.startswith("-")
+            name = item[off:].replace("-", "_")
+            if name not in rows:
+                raise ValueError(
+                    f"there is no quirk {item[off:]!r}; there are {', '.join(map(_spell, rows))}"
+                )
+            chosen[name] = not off
+        return cls(**chosen)
+
 
 def table() -> dict[str, Quirk]:
     """All rows, by the name of the switch."""
     return {entry.name: entry.metadata["quirk"] for entry in fields(Quirks)}
+
+
+def describe() -> str:
+    """The table in words, a paragraph for each row: name, whether it is on, peer, difference, action."""
+    default = Quirks()
+    return "\n".join(
+        f"{_spell(name)} ({'on' if getattr(default, name) else 'off'}), {row.peer}:\n"
+        f"  {row.differs}\n"
+        f"  on: {row.action}"
+        for name, row in table().items()
+    )
+
+
+def _spell(name: str) -> str:
+    return name.replace("_", "-")

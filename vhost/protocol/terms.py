@@ -50,6 +50,7 @@ class Gate:
     :param virtio: virtio features that must all be negotiated, or, before SET_FEATURES, offered: QEMU enables
         the rings of a network device before it says what it has acknowledged.
     :param offered: virtio features the back-end must have offered.
+    :param offered_protocol: protocol features that it must have offered, whether or not they are negotiated.
     :param without: protocol features of which none may be negotiated.
     :param kind: what names the bits of *protocol*.
     """
@@ -57,6 +58,7 @@ class Gate:
     protocol: int = 0
     virtio: int = 0
     offered: int = 0
+    offered_protocol: int = 0
     without: int = 0
     kind: type[ProtocolFeature] | type[GpuProtocolFeature] = ProtocolFeature
 
@@ -76,6 +78,8 @@ class Gate:
             return f"{VirtioFeature(missing)!r} is not negotiated"
         if missing := self.offered & ~terms.offered_features:
             return f"{VirtioFeature(missing)!r} is not offered"
+        if missing := self.offered_protocol & ~(terms.offered_protocol_features | terms.protocol_features):
+            return f"{ProtocolFeature(missing)!r} is not offered"
         if excess := self.without & terms.protocol_features:
             return f"{ProtocolFeature(excess)!r} is negotiated, which excludes it"
         return ""

@@ -157,9 +157,7 @@ class Queue:
         if self.packed:
             q.kind = lib.VH_PACKED
             q.next_avail, q.avail_wrap = base & ~_WRAP & 0xFFFF, bool(base & _WRAP)
-            # DPDK's virtio-user begins with the place of avail alone; used would be a whole lap behind.
-            used = _WRAP if base == _WRAP else base >> 16
-            q.next_used, q.used_wrap = used & ~_WRAP, bool(used & _WRAP)
+            q.next_used, q.used_wrap = base >> 16 & ~_WRAP, bool(base >> 16 & _WRAP)
             if max(q.next_avail, q.next_used) >= self.size:
                 raise VirtqueueError(f"queue {self.index}: base {base:#x} is outside a ring of {self.size}")
         else:

@@ -100,14 +100,14 @@ class CloseCryptoSession(FrontendMessage):
     session_id: int
 
 
-@message(19, "SEND_RARP", "6s2x", gate=F.RARP)
+@message(19, "SEND_RARP", "6s2x", gate=Gate(offered_protocol=int(F.RARP)))
 class SendRarp(FrontendMessage):
     """Asks a network back-end to announce this MAC address after migration."""
 
     mac: bytes
 
 
-@message(20, "NET_SET_MTU", "Q", gate=Gate(protocol=int(F.MTU), virtio=_VIRTIO_NET_F_MTU))
+@message(20, "NET_SET_MTU", "Q", gate=Gate(offered_protocol=int(F.MTU), virtio=_VIRTIO_NET_F_MTU))
 class NetSetMtu(FrontendMessage):
     """Tells a network back-end the MTU."""
 

@@ -45,8 +45,12 @@ class SetMemTable(FrontendMessage):
     def fd_range(self) -> tuple[int, int]:
         return len(self.regions), len(self.regions)
 
+    @classmethod
+    def rule_of_kind(cls, terms: Terms) -> ReplyRule:
+        return ReplyRule.VALUE if terms.postcopy else ReplyRule.ACK
+
     def rule(self, terms: Terms) -> ReplyRule:
-        return ReplyRule.VALUE if terms.postcopy and self.regions else ReplyRule.ACK
+        return self.rule_of_kind(terms) if self.regions else ReplyRule.ACK
 
 
 @payload()

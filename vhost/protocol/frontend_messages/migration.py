@@ -32,6 +32,11 @@ class SetLogBase(FrontendMessage):
     size: int
     offset: int
 
+    @classmethod
+    def rule_of_kind(cls, terms: Terms) -> ReplyRule:
+        # Without LOG_SHMFD it is another message, which takes no answer: nobody would read one.
+        return ReplyRule.VALUE if terms.protocol_features & F.LOG_SHMFD else ReplyRule.ACK
+
     def decode_reply(self, data: bytes, terms: Terms) -> Payload:
         if terms.quirks.log_base_reply and len(data) != LogBase.layout.size:
             return LogBase(self.size, self.offset)

@@ -107,12 +107,12 @@ def _shmem_out(features: int, terms: Terms) -> int:
     return features & ~(F.GPA_ADDRESSES | F.SHMEM) | F.GPA_ADDRESSES * bool(features & F.SHMEM)
 
 
-@message(17, "GET_QUEUE_NUM", reply=U64, gate=F.MQ)
+@message(17, "GET_QUEUE_NUM", reply=U64, gate=Gate(offered_protocol=int(F.MQ)))
 class GetQueueNum(FrontendMessage):
     """Asks how many queues the back-end supports."""
 
 
-@message(21, "SET_BACKEND_REQ_FD", fds=1, gate=F.BACKEND_REQ)
+@message(21, "SET_BACKEND_REQ_FD", fds=1, gate=Gate(offered_protocol=int(F.BACKEND_REQ)))
 class SetBackendReqFd(FrontendMessage):
     """Hands over the socket for back-end requests."""
 
@@ -122,7 +122,7 @@ class GpuSetSocket(FrontendMessage):
     """Hands over the GPU socket."""
 
 
-@message(34, "RESET_DEVICE", gate=F.RESET_DEVICE)
+@message(34, "RESET_DEVICE", gate=Gate(offered_protocol=int(F.RESET_DEVICE)))
 class ResetDevice(FrontendMessage):
     """Disables all rings and puts the device into its first state; the owner stays."""
 

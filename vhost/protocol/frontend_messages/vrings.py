@@ -101,9 +101,12 @@ class SetVringErr(_VringFd):
     """Sets what the device signals when a ring is broken."""
 
 
-@message(18, "SET_VRING_ENABLE", "II", gate=Gate(virtio=int(VirtioFeature.PROTOCOL_FEATURES)))
+@message(18, "SET_VRING_ENABLE", "II", gate=Gate(offered=int(VirtioFeature.PROTOCOL_FEATURES)))
 class SetVringEnable(FrontendMessage):
-    """Enables a ring with *num* 1, disables it with 0."""
+    """Enables a ring with *num* 1, disables it with 0.
+
+    It is for those who negotiated PROTOCOL_FEATURES; others send it too, and mean it.
+    """
 
     index: int
     num: int
