@@ -112,7 +112,7 @@ void vh_net_complete(struct vh_net *n, struct vh_batch *b, uint32_t count, uint6
 {
     struct vh_chain *first = &b->chain[n->from];
     struct vh_iov *iov = &b->iov[first->iov + first->n_read];
-    uint16_t buffers = htole16((uint16_t)count);
+    uint16_t buffers = field(n, (uint16_t)count);
     uint64_t left = len;
 
     if (n->header > NUM_BUFFERS)
@@ -186,9 +186,11 @@ static uint32_t discard(struct vh_net *n, struct vh_batch *b)
 static uint32_t generate(struct vh_net *n, const struct vh_queue *q, struct vh_batch *b)
 {
     struct vh_net_generator *g = (struct vh_net_generator *)n;
-    const uint8_t header[NET_HEADER_MAX] = {[NUM_BUFFERS] = 1};
+    const uint16_t one = field(n, 1);
+    uint8_t header[NET_HEADER_MAX] = {0};
     uint32_t first = n->from, len = n->header + g->len;
 
+    memcpy(header + NUM_BUFFERS, &one, sizeof(one));
     for (uint32_t i = first; i < b->n; i++)
         __builtin_prefetch(b->iov[b->chain[i].iov].base, 1);
     while (n->from < b->n) {

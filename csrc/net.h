@@ -11,6 +11,12 @@
 enum { NET_HEADER_MAX = 12, NUM_BUFFERS = 10 };
 enum { NET_NEEDS_CSUM = 1 };
 
+/* What is in the header of a frame, in the byte order of the ring. */
+static inline uint16_t field(const struct vh_net *n, uint16_t value)
+{
+    return n->big ? htobe16(value) : htole16(value);
+}
+
 /* A frame in the readable part of a chain: the bytes behind the header. */
 struct frame {
     const struct vh_iov *iov;

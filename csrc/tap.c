@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
-/* TAP interfaces: frames and their headers between guest memory and the kernel, without a copy of ours. */
+/*
+ * TAP interfaces: frames and their headers between guest memory and the kernel, without a copy of ours. The kernel's
+ * headers are little-endian: not every kernel can be told to have others (TUNSETVNETBE).
+ */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
@@ -10,6 +13,45 @@
 enum { READ_IOV = 256 };
 /* Reads in one go: those that bring nothing for the guest count too. */
 enum { READ_TRIES = 256 };
+/* Where the fields of two bytes begin in a header. */
+enum { FIELDS = 2 };
+
+/* Turn round the fields of a header that have two bytes, all but num_buffers, which the kernel does not look at. */
+static void turn(uint8_t *header)
+{
+    for (uint32_t at = FIELDS; at < NUM_BUFFERS; at += 2) {
+        uint8_t first = header[at];
+
+        header[at] = header[at + 1];
+        header[at + 1] = first;
+    }
+}
+
+/* Write a frame whose header is big-endian. */
+static __attribute__((noinline, cold)) ssize_t write_turned(const struct vh_net_tap *t, const struct frame *f)
+{
+    uint8_t header[NET_HEADER_MAX];
+    struct iovec iov[IOV_MAX];
+    uint64_t skip = t->net.header;
+    uint32_t n = 1;
+
+    vh_gather(f->iov, f->n, 0, header, t->net.header);
+    turn(header);
+    iov[0] = (struct iovec){header, t->net.header};
+    for (uint32_t i = 0; i < f->n; i++) {
+        if (skip >= f->iov[i].len) {
+            skip -= f->iov[i].len;
+            continue;
+        }
+        if (n == IOV_MAX) {
+            errno = EINVAL;
+            return -1;
+        }
+        iov[n++] = (struct iovec){(char *)f->iov[i].base + skip, f->iov[i].len - skip};
+        skip = 0;
+    }
+    return writev(t->fd, iov, (int)n);
+}
 
 static uint32_t tap_send(struct vh_net *n, struct vh_batch *b)
 {
@@ -26,7 +68,7 @@ static uint32_t tap_send(struct vh_net *n, struct vh_batch *b)
             continue;
         }
         do
-            wrote = writev(t->fd, (const struct iovec *)f.iov, (int)f.n);
+            wrote = n->big ? write_turned(t, &f) : writev(t->fd, (const struct iovec *)f.iov, (int)f.n);
         while (wrote < 0 && errno == EINTR);
         if (wrote >= 0) {
             n->frames++;
@@ -37,6 +79,20 @@ static uint32_t tap_send(struct vh_net *n, struct vh_batch *b)
             n->dropped++; /* the interface is down, or its queue is full */
     }
     return 0;
+}
+
+/* Complete the chains that hold a frame with the kernel's header. */
+static void complete(struct vh_net *n, struct vh_batch *b, uint32_t count, uint64_t len)
+{
+    const struct vh_chain *c = &b->chain[n->from];
+    uint8_t header[NUM_BUFFERS];
+
+    if (n->big) {
+        vh_gather(&b->iov[c->iov + c->n_read], c->n_write, 0, header, sizeof(header));
+        turn(header);
+        vh_scatter(&b->iov[c->iov + c->n_read], c->n_write, 0, header, sizeof(header));
+    }
+    vh_net_complete(n, b, count, len);
 }
 
 /* The writable pieces of chains from n->from on, until there is room for a frame, and memory of ours for the rest. */
@@ -90,7 +146,7 @@ static bool place_held(struct vh_net_tap *t, const struct vh_queue *q, struct vh
     for (uint32_t i = 0; i < count; i++)
         done += vh_scatter(&b->iov[c[i].iov + c[i].n_read], c[i].n_write, 0, t->spare + done, t->held - done);
     if (count)
-        vh_net_complete(n, b, count, t->held);
+        complete(n, b, count, t->held);
     else
         n->dropped++;
     t->held = 0;
@@ -138,7 +194,7 @@ static uint32_t tap_receive(struct vh_net *n, const struct vh_queue *q, struct v
         if ((uint64_t)got > room || !count)
             n->dropped++;
         else
-            vh_net_complete(n, b, count, (uint64_t)got);
+            complete(n, b, count, (uint64_t)got);
     }
     if (n->from == b->n)
         n->hungry = 1;

@@ -45,6 +45,7 @@ struct vh_net {
     uint32_t from;
     uint32_t hungry;     /* receive: there may be a frame, but not enough room for it */
     uint32_t header;     /* bytes in front of each frame: 10, or 12 with VERSION_1 or MRG_RXBUF */
+    uint32_t big;        /* the header's fields are big-endian: of a legacy driver on such a machine */
     uint32_t merge;      /* MRG_RXBUF: a received frame may take several chains */
     int32_t record;      /* pcap file that gets every frame of this queue, -1: none */
     uint32_t off;        /* the ring is disabled: what is sent vanishes, nothing is received */

@@ -100,7 +100,7 @@ class Guest:
 
     def send(self, frame: bytes, *, header: NetHeader | None = None, pair: int = 0) -> None:
         """Send a frame, and see that the device has taken it."""
-        head = (header or NetHeader()).pack(self.header)
+        head = (header or NetHeader()).pack(self.header, big_endian=self.big_endian)
         self.send_raw(head, frame, pair=pair)
 
     def send_raw(self, *parts: bytes, pair: int = 0) -> None:
@@ -139,16 +139,18 @@ class Guest:
             whole = b"".join(self.ram[at : at + size] for at, size in pieces)
             assert self.careless or whole[length:] == b"\xee" * (len(whole) - length)  # no byte too many
             if not left:
-                left = NetHeader.unpack(whole[: self.header]).num_buffers if self.header == 12 else 1
+                left = self._header(whole).num_buffers if self.header == 12 else 1
                 data, lengths = b"", []
             data += whole[:length]
             lengths.append(length)
             left -= 1
             if not left:
-                header = NetHeader.unpack(data[: self.header])
-                frames.append(Received(header, data[self.header :], lengths))
+                frames.append(Received(self._header(data), data[self.header :], lengths))
         assert not left
         return frames
+
+    def _header(self, data: bytes) -> NetHeader:
+        return NetHeader.unpack(data[: self.header], big_endian=self.big_endian)
 
     def frames(self, pair: int = 0) -> list[bytes]:
         """Likewise, without their headers."""

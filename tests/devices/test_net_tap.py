@@ -25,6 +25,7 @@ from .test_net_responder import total
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 SIOCSIFMTU = 0x8922
 TUNATTACHFILTER = 0x401054D5
+LEGACY = int(NetFeature.MRG_RXBUF)
 GUEST, HOST = b"\x02\0\0\0\0\x0a", b"\x02\0\0\0\0\x0b"
 
 
@@ -84,9 +85,11 @@ def pair() -> Iterator[Callable[..., tuple[Guest, Wire]]]:
     """Makes a guest and the other end of its cable."""
     made: list[tuple[Guest, Wire]] = []
 
-    def make(*, features: int = PLAIN, packed: bool = False, mtu: int = 1500) -> tuple[Guest, Wire]:
+    def make(
+        *, features: int = PLAIN, packed: bool = False, mtu: int = 1500, big_endian: bool = False
+    ) -> tuple[Guest, Wire]:
         tap = Tap("vhosttest%d")
-        guest = Guest(Net(tap), packed=packed, features=features)
+        guest = Guest(Net(tap), packed=packed, features=features, big_endian=big_endian)
         made.append((guest, Wire(tap, mtu)))
         return made[-1]
 
@@ -200,13 +203,19 @@ def test_offloads_on_offer() -> None:
     net.close()
 
 
+@pytest.mark.parametrize(("features", "big_endian"), [(PLAIN, False), (LEGACY, False), (LEGACY, True)])
+@pytest.mark.parametrize("rooms", [[4096] * 120, [40, 1000, 7, *[1000] * 100]])
 @pytest.mark.parametrize("accepts", [False, True])
 def test_segments_and_checksums_only_for_drivers_that_accept_them(
-    pair: Callable[..., tuple[Guest, Wire]], accepts: bool
+    pair: Callable[..., tuple[Guest, Wire]],
+    accepts: bool,
+    rooms: list[int],
+    features: int,
+    big_endian: bool,
 ) -> None:
     more = NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 if accepts else NetFeature(0)
-    guest, _ = pair(features=PLAIN | more)
-    guest.offer(*[4096] * 120)
+    guest, _ = pair(features=features | more, big_endian=big_endian)
+    guest.offer(*rooms)
     # The host sends a large TCP segment through its own stack, which leaves the work to us if it may.
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
         sender.bind((guest.net._network.name, 0))  # type: ignore[attr-defined]
@@ -233,6 +242,30 @@ def test_segments_and_checksums_only_for_drivers_that_accept_them(
             assert (each.header.flags & HeaderFlag.NEEDS_CSUM, each.header.gso_type) == (0, 0)
             ends = each.frame[26:34] + struct.pack("!HH", 6, len(each.frame) - 34)
             assert total(ends + each.frame[34:]) == 0xFFFF
+
+
+@pytest.mark.parametrize(("features", "big_endian"), [(PLAIN, False), (LEGACY, False), (LEGACY, True)])
+@pytest.mark.parametrize("cut", [None, 1, 7, 12, 13, 60])
+def test_segments_and_checksums_that_a_driver_leaves_to_the_kernel(
+    pair: Callable[..., tuple[Guest, Wire]], features: int, big_endian: bool, cut: int | None
+) -> None:
+    guest, wire = pair(features=features | NetFeature.CSUM | NetFeature.HOST_TSO4, big_endian=big_endian)
+    wire.socket.close()
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as receiver:
+        receiver.bind((guest.net._network.name, 0x0800))  # type: ignore[attr-defined]
+        receiver.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
+        receiver.settimeout(30)
+        size = 4000
+        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40 + size, 1, 0, 64, 6, 0, b"\x0a\0\0\2", b"\x0a\0\0\1")
+        tcp = struct.pack("!HHIIBBHHH", 1000, 2000, 1, 1, 0x50, 0x10, 1000, 0, 0)
+        sent = HOST + GUEST + b"\x08\0" + ip + tcp + random.Random(3).randbytes(size)
+        header = NetHeader(HeaderFlag.NEEDS_CSUM, Gso.TCPV4, 54, 1000, 34, 16)
+        whole = header.pack(12, big_endian=big_endian) + sent
+        guest.send_raw(*([whole] if cut is None else [whole[:cut], whole[cut : cut + 50], whole[cut + 50 :]]))
+        got = receiver.recv(70000)
+    assert got[10:] == sent
+    seen = NetHeader._make((*struct.unpack("=BBHHHH", got[:10]), 0))
+    assert (seen.flags, seen.gso_type, seen[3:6]) == (HeaderFlag.NEEDS_CSUM, Gso.TCPV4, (1000, 34, 16))
 
 
 def test_queues_of_an_interface() -> None:

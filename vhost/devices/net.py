@@ -147,7 +147,7 @@ class Net(Device):
         running = _Running(queue, cdata, batch, event_fd, False)
         net = running.net
         net.path.event_fd = -1
-        net.header, net.merge, net.off = self._header, self._merge, True
+        net.header, net.merge, net.big, net.off = self._header, self._merge, queue.big_endian, True
         net.record = self._pcap.fd if self._pcap is not None and (sends or self._network.records) else -1
         if batch is not None:
             net.batch = batch.cdata

@@ -25,7 +25,6 @@ _log = logging.getLogger(__name__)
 
 _DEVICE = "/dev/net/tun"
 _IFREQ = struct.Struct("=16sH22x")
-_VERSION_1 = 1 << 32
 
 # What the driver can take is what the kernel may leave to it (TUNSETOFFLOAD).
 _OFFLOADS = (
@@ -83,7 +82,7 @@ class Tap(Network):
         fd = self._fds[0]  # what is set counts for the whole interface
         fcntl.ioctl(fd, lib.TUNSETVNETHDRSZ, struct.pack("=i", header))
         if sys.byteorder == "big":
-            fcntl.ioctl(fd, lib.TUNSETVNETLE, struct.pack("=i", bool(features & _VERSION_1)))
+            fcntl.ioctl(fd, lib.TUNSETVNETLE, struct.pack("=i", 1))  # as the C core has it
         fcntl.ioctl(fd, lib.TUNSETOFFLOAD, offloads)
         self._need = header + FRAME_MAX
 

@@ -139,10 +139,11 @@ class Gso(enum.IntEnum):
 
 _CONFIG: Final = struct.Struct("<6sHHH")
 _LAYOUT: Final = struct.Struct("<BBHHHHH")
+_BIG_LAYOUT: Final = struct.Struct(">BBHHHHH")
 
 
 class NetHeader(NamedTuple):
-    """The header of a frame (5.1.6)."""
+    """The header of a frame (5.1.6); with legacy drivers on big-endian machines its fields are so too."""
 
     flags: int = 0
     gso_type: int = 0
@@ -152,14 +153,15 @@ class NetHeader(NamedTuple):
     csum_offset: int = 0
     num_buffers: int = 0
 
-    def pack(self, size: int = _LAYOUT.size) -> bytes:
+    def pack(self, size: int = _LAYOUT.size, *, big_endian: bool = False) -> bytes:
         """The first `size` bytes: 12, or 10 without `num_buffers`."""
-        return _LAYOUT.pack(*self)[:size]
+        return (_BIG_LAYOUT if big_endian else _LAYOUT).pack(*self)[:size]
 
     @classmethod
-    def unpack(cls, data: bytes) -> Self:
+    def unpack(cls, data: bytes, *, big_endian: bool = False) -> Self:
         """From 12 bytes, or from 10 without `num_buffers`, which is 0 then."""
-        return cls._make(_LAYOUT.unpack(data[: _LAYOUT.size].ljust(_LAYOUT.size, b"\0")))
+        layout = _BIG_LAYOUT if big_endian else _LAYOUT
+        return cls._make(layout.unpack(data[: layout.size].ljust(layout.size, b"\0")))
 
 
 class ConfigSpace(NamedTuple):
