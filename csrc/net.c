@@ -131,6 +131,11 @@ void vh_net_complete(struct vh_net *n, struct vh_batch *b, uint32_t count, uint6
         vh_net_record_chains(n, b, first, count, (uint32_t)(len - n->header));
 }
 
+static __attribute__((noinline, cold)) bool passes(const struct vh_net *n, const void *frame, uint32_t len)
+{
+    return vh_net_passes(n, &(struct vh_iov){(void *)(uintptr_t)frame, len}, 1, 0);
+}
+
 bool vh_net_deliver(struct vh_net *n, const struct vh_queue *q, struct vh_batch *b, const void *frame,
                     uint32_t len)
 {
@@ -139,7 +144,7 @@ bool vh_net_deliver(struct vh_net *n, const struct vh_queue *q, struct vh_batch 
     uint32_t count, done = 0;
     uint64_t skip = n->header;
 
-    if (!wanted(n, &(struct vh_iov){(void *)(uintptr_t)frame, len}, 1, 0))
+    if (filtered(n) && !passes(n, frame, len))
         return true;
     count = vh_net_room(n, b, n->from, (uint64_t)len + n->header);
     if (!count) {

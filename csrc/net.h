@@ -63,15 +63,14 @@ static inline bool that_is_all(const struct vh_net *n, const struct vh_queue *q,
     return descs >= (q->num + 1) / 2;
 }
 
-/* Whether the guest's driver wants a frame: bytes from skip on of the pieces. */
-bool vh_net_passes(const struct vh_net_filter *f, const struct vh_iov *iov, uint32_t n, uint64_t skip);
-
-static inline bool wanted(const struct vh_net *n, const struct vh_iov *iov, uint32_t count, uint64_t skip)
+/* Whether the guest's driver has said which frames it wants. */
+static inline bool filtered(const struct vh_net *n)
 {
-    const struct vh_net_filter *f = __atomic_load_n(&n->filter, __ATOMIC_ACQUIRE);
-
-    return __builtin_expect(!f, 1) || vh_net_passes(f, iov, count, skip);
+    return __builtin_expect(__atomic_load_n(&n->filter, __ATOMIC_RELAXED) != NULL, 0);
 }
+
+/* Whether it wants this one: bytes from skip on of the pieces. */
+bool vh_net_passes(const struct vh_net *n, const struct vh_iov *iov, uint32_t count, uint64_t skip);
 
 void vh_net_sends(struct vh_net *n, uint32_t (*send)(struct vh_net *n, struct vh_batch *b));
 void vh_net_receives(struct vh_net *n,

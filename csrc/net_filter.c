@@ -30,16 +30,21 @@ static bool vlan_passes(const struct vh_net_filter *f, const uint8_t *head)
            (__atomic_load_n(&f->vlan[vlan / 64], __ATOMIC_RELAXED) >> vlan % 64 & 1);
 }
 
-bool vh_net_passes(const struct vh_net_filter *f, const struct vh_iov *iov, uint32_t n, uint64_t skip)
+bool vh_net_passes(const struct vh_net *n, const struct vh_iov *iov, uint32_t count, uint64_t skip)
 {
-    const struct vh_net_stations *s = &f->stations[__atomic_load_n(&f->bank, __ATOMIC_ACQUIRE)];
-    uint32_t mode = __atomic_load_n(&s->mode, __ATOMIC_RELAXED);
+    const struct vh_net_filter *f = __atomic_load_n(&n->filter, __ATOMIC_ACQUIRE);
+    const struct vh_net_stations *s;
     uint8_t head[HEAD] = {0};
+    uint32_t mode;
     uint64_t to;
 
+    if (!f)
+        return true;
+    s = &f->stations[__atomic_load_n(&f->bank, __ATOMIC_ACQUIRE)];
+    mode = __atomic_load_n(&s->mode, __ATOMIC_RELAXED);
     if (mode & VH_NET_PROMISC)
         return true;
-    vh_gather(iov, n, skip, head, sizeof(head));
+    vh_gather(iov, count, skip, head, sizeof(head));
     if ((mode & VH_NET_VLANS) && !vlan_passes(f, head))
         return false;
     to = (uint64_t)word_at(head) << 32 | (uint64_t)word_at(head + 2) << 16 | word_at(head + 4);

@@ -119,7 +119,8 @@ static bool sweep(const struct vh_switch *s, uint32_t port, uint32_t now)
  * A station has sent. It takes the place of a silent one; a guest that invents addresses does not get more than
  * its quota, and none of another's.
  */
-static void learn(const struct vh_switch *s, uint64_t mac, uint32_t port, uint32_t now)
+static inline __attribute__((always_inline)) void learn(const struct vh_switch *s, uint64_t mac, uint32_t port,
+                                                        uint32_t now)
 {
     struct vh_mac *m = bucket(s, mac), *place = NULL;
     uint64_t new = mac << 16 | (port + 1), old = 0;

@@ -186,7 +186,7 @@ static uint32_t tap_receive(struct vh_net *n, const struct vh_queue *q, struct v
         }
         if (got < (ssize_t)(n->header + VH_NET_FRAME_MIN))
             continue;
-        if (!wanted(n, (const struct vh_iov *)iov, (uint32_t)pieces, n->header))
+        if (filtered(n) && !vh_net_passes(n, (const struct vh_iov *)iov, (uint32_t)pieces, n->header))
             continue; /* the next one is read over it */
         count = vh_net_room(n, b, n->from, (uint64_t)got);
         if ((uint64_t)got > room && hold(t, q, b, room, (uint32_t)got))

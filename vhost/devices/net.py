@@ -103,9 +103,10 @@ class Net(Device):
         self._running: dict[int, _Running] = {}
         # The thread of the control queue and the control plane both decide which queues are in use.
         self._lock = Lock()
+        self._active = 0  # pairs, as the network knows
         self._mac = mac
         self._control = Control(network.pairs, mac, self._changed)
-        self.reset()
+        self.negotiated(0)
 
     def config(self) -> bytes:
         if not self.offers_config:
@@ -195,7 +196,9 @@ class Net(Device):
             for index, running in self._running.items():
                 if index % 2 == 0:
                     lib.vh_net_filter_by(running.net, chosen)
-            self._network.active(pairs)
+            if pairs != self._active:
+                self._active = pairs
+                self._network.active(pairs)
 
     def _changed(self) -> None:
         # By the control queue, or because its driver has gone.
