@@ -300,6 +300,14 @@ def test_commands_need_their_feature(
     assert without.command(command) == ERR
 
 
+def test_a_guest_does_not_fill_the_log(guests: Callable[..., Pair], caplog: pytest.LogCaptureFixture) -> None:
+    guest, _ = guests()
+    for _ in range(3):
+        assert guest.command(PAIRS_SET, b"\0\0") == ERR
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert lines == ["net: control command 0400 refused: 0 pairs of queues: 1 to 1 are there"]
+
+
 def test_answers_of_all_sizes(guests: Callable[..., Pair]) -> None:
     guest, _ = guests()
     assert guest.command(ANNOUNCE_ACK, room=0) == b""

@@ -103,6 +103,7 @@ class Control:
 
     def _reset(self) -> None:
         self.in_use, self.pairs, self.mac = False, 1, self._first_mac
+        self._warned = False  # a guest does not fill the log
         # Drivers that know nothing of filters expect none; the others say what they want.
         self._modes = int(lib.VH_NET_PROMISC)
         self._tables: tuple[Sequence[bytes], Sequence[bytes]] = (), ()
@@ -120,7 +121,9 @@ class Control:
             self._obey(data[:2], data[2:], chain.big_endian)
             answer = Ack.OK
         except ValueError as error:
-            _log.warning("net: control command %s refused: %s", data[:2].hex() or "of no bytes", error)
+            level = logging.DEBUG if self._warned else logging.WARNING
+            _log.log(level, "net: control command %s refused: %s", data[:2].hex() or "of no bytes", error)
+            self._warned = True
             answer = Ack.ERR
         chain.write(bytes((answer,)))
 
