@@ -121,10 +121,9 @@ class Ring:
         :raises RemoteProtocolError: they are not aligned.
         :raises UnmappedError: one part is not wholly in guest memory.
         """
-        layout = RingLayout(self._size or 1, self._packed)
-        addresses.check(layout)
-        if self._size and len(self._memory.table) and self._host.iotlb is None:
-            addresses.find(self._memory, layout)
+        addresses.check(RingLayout(1, self._packed))
+        if self._fits and len(self._memory.table) and self._host.iotlb is None:
+            addresses.find(self._memory, RingLayout(self._size, self._packed))
         queue = self._queue
         if queue is not None and self._addresses is not None and addresses.same_place(self._addresses):
             # Only the log is switched on or off.
@@ -267,7 +266,7 @@ class Ring:
 
     def _uses(self, iova: int, size: int) -> bool:
         # Whether the ring itself has one of these I/O addresses.
-        if self._addresses is None or not self._size:
+        if self._addresses is None or not self._fits:
             return False
         parts = self._addresses.parts(RingLayout(self._size, self._packed))
         return any(address < iova + size and iova < address + length for _, address, length in parts)
@@ -393,10 +392,21 @@ class Ring:
     def _packed(self) -> bool:
         return bool(self._host.features & _PACKED)
 
+    @property
+    def _fits(self) -> bool:
+        # Whether there is a size, and the kind of ring that is negotiated now can have it.
+        return self._size > 0 and (self._packed or not self._size & (self._size - 1))
+
     def _open(self) -> None:
         if not self._size or self._addresses is None:
             missing = "SET_VRING_ADDR" if self._size else "SET_VRING_NUM"
             raise RemoteProtocolError(f"the ring cannot start without {missing}")
+        if not self._fits or (self._base > 0xFFFF and not self._packed):
+            # Set before SET_FEATURES made another kind of ring of it.
+            raise RemoteProtocolError(
+                f"{self._size} entries and base {self._base:#x} are a packed ring's; a split one has a power "
+                f"of two of entries and a base of 16 bits"
+            )
         layout, host = RingLayout(self._size, self._packed), self._host
         if host.iotlb is not None and (miss := self._addresses.missing(host.iotlb, layout)):
             log.info("%s waits for the translation of %#x", self.name, miss.address)

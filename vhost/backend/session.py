@@ -214,12 +214,30 @@ class Session:
         features = offered_only(message.features, self._offer.virtio)
         logging_only = features & ~_LOG_ALL == self._shared.features & ~_LOG_ALL
         with self._paused() if logging_only else self._memory_changed():
+            self._tell_device(features)
             self._shared.set_features(features, self._connection.protocol_features)
-            self.device.negotiated(features & ~_LOG_ALL)
         log.info("%s: virtio features %#x negotiated", self.device.name, features)
         if not features & _PROTOCOL_FEATURES:
             for ring in self.rings:
                 ring.apply(RingEvent.FEATURES_WITHOUT_PROTOCOL)
+
+    def _tell_device(self, features: int) -> None:
+        try:
+            self.device.negotiated(features & ~_LOG_ALL)
+        except Exception:
+            # It may have come half the way; the rings go on with what it had before.
+            self._untell_device()
+            raise
+
+    def _untell_device(self) -> None:
+        before = self._shared.features & ~_LOG_ALL
+        try:
+            if before:
+                self.device.negotiated(before)
+            else:
+                self.device.reset()
+        except Exception:
+            log.exception("%s: the device failed to go back to features %#x", self.device.name, before)
 
     @_handles(fe.GetProtocolFeatures, before_owner=True)
     def _get_protocol_features(self, _: fe.GetProtocolFeatures, request: Request) -> U64:
