@@ -14,7 +14,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .backend import Polling, serve, serve_async
     from .devices.device import Device
-    from .frontend import connect, connect_async
+    from .frontend import connect, connect_async, listen, listen_async
     from .virtqueue import Chain, Queue
 
 __all__ = (
@@ -26,6 +26,8 @@ __all__ = (
     "Polling",
     "connect",
     "connect_async",
+    "listen",
+    "listen_async",
     "errors",
     "__version__",
 )
@@ -39,6 +41,8 @@ _WHERE = {
     "Polling": "vhost.backend",
     "connect": "vhost.frontend",
     "connect_async": "vhost.frontend",
+    "listen": "vhost.frontend",
+    "listen_async": "vhost.frontend",
 }
 
 

@@ -18,7 +18,10 @@ P = TypeVar("P", bound=Peer)
 
 
 class Serving:
-    """Serves `device` on a path; the process has to be as before at the end."""
+    """Serves `device` on a path; the process has to be as before at the end.
+
+    :param connect: connect to the path instead of listening there.
+    """
 
     def __init__(
         self,
@@ -26,21 +29,28 @@ class Serving:
         mode: str,
         path: Path,
         memory: Callable[[], GuestMemory] = Memory,
+        *,
+        connect: bool = False,
         **options: Any,
     ) -> None:
         self.device, self.mode, self.path = device, mode, path
         self.lines = Lines()
         self.stop = Stop()
-        self._options = {"stop": self.stop, "memory": memory, **options}
+        self._options = {
+            "stop": self.stop,
+            "memory": memory,
+            "connect" if connect else "path": path,
+            **options,
+        }
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="server")
 
     def _run(self) -> None:
         try:
             if self.mode == "threads":
-                vhost.serve(self.device, self.path, **self._options)
+                vhost.serve(self.device, **self._options)
             else:
-                asyncio.run(vhost.serve_async(self.device, self.path, **self._options))
+                asyncio.run(vhost.serve_async(self.device, **self._options))
         except BaseException as error:
             self._failure = error
 
@@ -49,6 +59,11 @@ class Serving:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(str(self.path))
         return kind(sock)
+
+    def ended(self) -> None:
+        """Wait until the server ends by itself."""
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive()
 
     def settled(self, connections: int) -> object:
         """What the process holds once `connections` in all have ended."""
@@ -60,7 +75,7 @@ class Serving:
         logger.addHandler(self.lines)
         logger.setLevel(logging.DEBUG)
         self._thread.start()
-        self.lines.wait("listening on")
+        self.lines.wait("listening on|connecting to")
         return self
 
     def __exit__(self, *exc: object) -> None:

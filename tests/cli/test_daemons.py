@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from vhost import connect
+from vhost import connect, listen
 from vhost.errors import RefusedError, VirtqueueError
 from vhost.frontend import Blk, Rng
 from vhost.protocol import ProtocolFeature
@@ -311,6 +312,66 @@ def test_sockets_share_one_source(tmp_path: Path) -> None:
         assert both[0] == data[:300]
         assert data.index(both[1]) >= 300  # no byte goes to two guests
         assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_front_end_that_listens(tmp_path: Path, image: Path) -> None:
+    """It comes later, goes, and comes again; in the end a signal finds the daemon between two tries."""
+    path = tmp_path / "s"
+    with daemon(tmp_path, BLK, f"--connect={path}", "-b", str(image), "--num-queues=2") as running:
+        for turn in range(3):
+            with listen(path, queues=2, timeout=30) as frontend:
+                disk = Blk(frontend, queue=turn % 2)
+                assert disk.read(0, 512) == bytes([turn]) * 512
+                disk.write(0, bytes([turn + 1]) * 512)
+            assert not path.exists()
+        assert running.end() == 0
+        assert running.notifications.recv(100) == b"STOPPING=1"
+    lines = running.stderr.splitlines()
+    assert lines[0] == f"vhost-blk: blk: connecting to {path}"
+    assert lines.count("vhost-blk: blk: front-end connected") == 3
+    assert sum("trying again" in line for line in lines) <= 4
+    assert "Traceback" not in running.stderr
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_a_daemon_that_died_connects_again(tmp_path: Path, image: Path) -> None:
+    path = tmp_path / "s"
+    options = f"--connect={path}", "-b", str(image)
+    with ExitStack() as stack:
+        running = stack.enter_context(daemon(tmp_path, BLK, *options))
+        frontend = stack.enter_context(listen(path, reconnect=30, timeout=60))
+        disk = Blk(frontend)
+        for turn in range(3):
+            wanted = {disk.submit_write(n * 512, bytes([turn, n]) * 256): n for n in range(64)}
+            (tmp_path / str(turn)).mkdir()
+            running.end(signal.SIGKILL)
+            running = stack.enter_context(daemon(tmp_path / str(turn), BLK, *options))
+            for token, _ in disk.drain():
+                del wanted[token]
+            assert not wanted
+        assert disk.read(0, 64 * 512) == b"".join(bytes([2, n]) * 256 for n in range(64))
+        assert running.end() == 0
+
+
+@pytest.mark.usefixtures("unix_build")
+def test_several_front_ends_that_listen(tmp_path: Path) -> None:
+    with (
+        daemon(tmp_path, RNG, f"--connect={tmp_path}/s", "-c", "2", "--seed=10") as running,
+        listen(tmp_path / "s1", timeout=30) as second,
+        listen(tmp_path / "s0", timeout=30) as first,
+    ):
+        assert Rng(first).read(100) == stream(10, 100)
+        assert Rng(second).read(100) == stream(11, 100)
+        assert running.end() == 0
+
+
+@pytest.mark.parametrize("where", ["/dev/null", "/dev/null/s"])
+def test_path_that_is_no_socket(where: str) -> None:
+    done = run(RNG, f"--connect={where}")
+    assert done.returncode == 1
+    assert f"vhost-rng: error: cannot connect to {where}: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.usefixtures("unix_build")

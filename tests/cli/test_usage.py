@@ -34,6 +34,7 @@ def test_help_shows_how_to_start_the_virtual_machine(module: str, device: str) -
     assert "memory-backend-memfd,id=mem,size=1G,share=on" in done.stdout
     assert device in done.stdout
     assert "--socket-path" in done.stdout
+    assert ",server=on" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 110
 
 
@@ -65,7 +66,9 @@ def test_capabilities_whatever_else_is_said(module: str, expected: object) -> No
         (RNG, ("-s", "/tmp/x", "--fd=3"), "--fd/--socket-fd: not allowed with argument -s/--socket-path"),
         (RNG, ("--fd=-1",), "argument --fd/--socket-fd: -1 is not at least 0"),
         (RNG, ("--fd=tty",), "argument --fd/--socket-fd: invalid number value: 'tty'"),
-        (RNG, ("--socket-path=",), "the path is empty"),
+        (RNG, ("--socket-path=",), "argument -s/--socket-path: the path is empty"),
+        (RNG, ("--connect=",), "argument --connect: the path is empty"),
+        (RNG, ("-s", "/tmp/x", "--connect=/tmp/y"), "--connect: not allowed with argument -s/--socket-path"),
         (RNG, ("--fd=3", "-c", "2"), "-c/--socket-count: several sockets need --socket-path"),
         (RNG, ("-s", "/tmp/x", "-c", "0"), "argument -c/--socket-count: 0 is not from 1 to 256"),
         (RNG, ("-s", "/tmp/x", "-p", "0"), "argument -p/--period: 0 is not from 1 to 65536"),

@@ -5,13 +5,14 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from weakref import WeakKeyDictionary
 
-from vhost.backend.listen import Source
+from vhost.backend.dial import Dialer
+from vhost.backend.listen import Source, check_place
 from vhost.backend.offer import Offer, check_device
 from vhost.backend.ring import Ring
-from vhost.backend.server import ACCEPT_PAUSE, READ_SIZE, SEND_TIMEOUT, log_end
+from vhost.backend.server import ACCEPT_PAUSE, READ_SIZE, SEND_TIMEOUT, log_end, log_start
 from vhost.backend.session import MakeMemory, Session
 from vhost.devices.device import Device
 from vhost.io.sockets import HasFileno, recv_fds, send_fds
@@ -80,6 +81,7 @@ async def serve_async(
     device: Device,
     path: str | os.PathLike[str] | None = None,
     *,
+    connect: str | os.PathLike[str] | None = None,
     fd: int | None = None,
     sock: socket.socket | None = None,
     listen_fds: bool = False,
@@ -94,23 +96,26 @@ async def serve_async(
     those of :func:`vhost.serve`.
     """
     check_device(device)
+    check_place(path, connect, fd, sock, listen_fds)
     offer, switches = Offer.of(device, features), Quirks.choose(quirks)
-    source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
 
     def session() -> Session:
         return Session(device, LoopRunner, memory(), offer, switches)
 
+    if connect is not None:
+        await _until(_call(device, Dialer(connect, device.name), session), stop)
+        return
+    source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
     try:
-        serving = asyncio.ensure_future(_serve(device, source, session))
-        if stop is None:
-            await serving
-        else:
-            await _until(serving, stop)
+        await _until(_serve(device, source, session), stop)
     finally:
         source.close()
 
 
-async def _until(serving: "asyncio.Future[None]", stop: HasFileno) -> None:
+async def _until(service: Coroutine[None, None, None], stop: HasFileno | None) -> None:
+    if stop is None:
+        return await service
+    serving = asyncio.ensure_future(service)
     stopped = False
 
     def end() -> None:
@@ -182,8 +187,18 @@ async def _serve(device: Device, source: Source, make: Callable[[], Session]) ->
         await _converse(device, client, make)
 
 
-async def _converse(device: Device, sock: socket.socket, make: Callable[[], Session]) -> None:
-    log.info("%s: front-end connected", device.name)
+async def _call(device: Device, dialer: Dialer, make: Callable[[], Session]) -> None:
+    while True:
+        await asyncio.sleep(dialer.pause)
+        if (sock := dialer.attempt()) is not None:
+            dialer.ended(begun=await _converse(device, sock, make, quietly=dialer.vain))
+
+
+async def _converse(
+    device: Device, sock: socket.socket, make: Callable[[], Session], *, quietly: bool = False
+) -> bool:
+    # Whether the front-end began to use the device.
+    log_start(device, quietly=quietly)
     session, failure = make(), None
     try:
         await _talk(session, sock)
@@ -192,7 +207,8 @@ async def _converse(device: Device, sock: socket.socket, make: Callable[[], Sess
     finally:
         session.close()
         sock.close()
-    log_end(device, failure)
+    log_end(device, failure, quietly=quietly and not session.begun)
+    return session.begun
 
 
 async def _talk(session: Session, sock: socket.socket) -> None:

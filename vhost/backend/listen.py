@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Where a server gets its socket from: a path, a descriptor, a socket object, or systemd.
 
-One listening socket lasts for the whole life of a server. A path is created for the owner and, as far as the
-umask lets it, the group (mode 0660 less the umask), never for others: who may connect may have the daemon
-map memory and do I/O on its behalf.
+One listening socket lasts for the whole life of a server.
 """
 
 import errno
 import os
 import socket
-import stat
-from contextlib import suppress
 
-__all__ = ("Source",)
+from vhost.io.listener import Listener
+
+__all__ = ("Source", "check_place")
 
 _FIRST_LISTEN_FD = 3
-_BACKLOG = 16
-_MODE = 0o660
 
 
 class Source:
@@ -38,13 +34,11 @@ class Source:
         sock: socket.socket | None = None,
         listen_fds: bool = False,
     ) -> None:
-        if sum((path is not None, fd is not None, sock is not None, listen_fds)) != 1:
-            raise ValueError("give exactly one of path, fd, sock and listen_fds")
-        self._path: str | None = None
+        check_place(path, None, fd, sock, listen_fds)
+        self._listener: Listener | None = None
         if path is not None:
-            self._path = os.fspath(path)
-            self.sock = _bind(self._path)
-            self._bound = _identity(self._path)
+            self._listener = Listener(path)
+            self.sock = self._listener.sock
         elif sock is not None:
             self.sock = _checked(sock, "sock")
         elif fd is not None:
@@ -60,60 +54,28 @@ class Source:
 
     def close(self) -> None:
         """Close the socket, and remove the path if it is still the one that was bound here."""
-        if self._path is not None and self._bound is not None and _identity(self._path) == self._bound:
-            os.unlink(self._path)
+        if self._listener is not None:
+            self._listener.close()
         self.sock.close()
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+def check_place(
+    path: object | None, connect: object | None, fd: int | None, sock: object | None, listen_fds: bool
+) -> None:
+    """Complain unless exactly one place to serve at is given.
 
-
-def _bind(path: str) -> socket.socket:
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(sock.fileno(), _MODE)  # Linux gives the path this mode less the umask, with no gap between
-        sock.bind(path)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise _about(error, f"cannot listen on {path}") from None
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    """Remove the socket file of a server that died; refuse to touch anything else."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(
-            errno.EEXIST, f"{path} exists and is no socket; remove it or choose another path"
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: very much alive
-    raise OSError(errno.EADDRINUSE, f"another process listens on {path}; stop it or choose another path")
+    :raises ValueError: that is the case.
+    """
+    if sum(place is not None for place in (path, connect, fd, sock, listen_fds or None)) != 1:
+        raise ValueError("give exactly one of path, connect, fd, sock and listen_fds")
 
 
 def _adopt(fd: int, what: str) -> socket.socket:
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        raise _about(error, f"{what} cannot be used as a socket") from None
+        why = error.strerror or error
+        raise OSError(error.errno, f"{what} cannot be used as a socket: {why}") from None
     os.set_inheritable(fd, False)
     return _checked(sock, what)
 
@@ -137,7 +99,3 @@ def _systemd_fd() -> int:
     if count != "1":
         raise OSError(errno.EINVAL, f"LISTEN_FDS is {count}: exactly one socket is needed")
     return _FIRST_LISTEN_FD
-
-
-def _about(error: OSError, what: str) -> OSError:
-    return OSError(error.errno, f"{what}: {error.strerror or error}")

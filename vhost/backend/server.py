@@ -8,7 +8,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from vhost.backend.listen import Source
+from vhost.backend.dial import Dialer
+from vhost.backend.listen import Source, check_place
 from vhost.backend.offer import Offer, check_device
 from vhost.backend.session import MakeMemory, Session
 from vhost.backend.worker import Polling, Workers
@@ -35,6 +36,7 @@ def serve(
     device: Device,
     path: str | os.PathLike[str] | None = None,
     *,
+    connect: str | os.PathLike[str] | None = None,
     fd: int | None = None,
     sock: socket.socket | None = None,
     listen_fds: bool = False,
@@ -46,9 +48,11 @@ def serve(
 ) -> None:
     """Serve `device` to the front-ends that connect, one after the other, until `stop`.
 
-    Give one of `path` (a Unix socket to create), `fd` or `sock` (a listening or a connected socket, taken
-    over) and `listen_fds` (the socket from systemd). With a connected socket this returns when its peer has
-    gone. Front-ends that come while one is served wait in the backlog. The device is not closed at the end.
+    Give one of `path` (a Unix socket to create), `connect` (the socket of a front-end that listens), `fd` or
+    `sock` (a listening or a connected socket, taken over) and `listen_fds` (the socket from systemd). With a
+    connected socket this returns when its peer has gone; with `connect` it connects again, and goes on
+    trying, with pauses that grow to seconds, while nobody listens there. Front-ends that come while one is
+    served wait in the backlog. The device is not closed at the end.
 
     :param stop: something with a descriptor that becomes readable when the server is to end, such as
         :class:`vhost.backend.Stop`.
@@ -60,18 +64,22 @@ def serve(
         ``event-idx``, ``in-order``, ``iommu``, ``log``), and ``protocol.inflight-shmfd`` and the like.
     :param quirks: rows of :class:`vhost.protocol.Quirks` to switch on for these front-ends, or off with a
         minus in front: ``"packed-base-16"``.
-    :raises OSError: the socket cannot be had.
+    :raises OSError: the socket cannot be had; `connect` is no socket, or not one for this user.
     :raises DeviceError: the device's numbers are out of range, or it cannot do what `features` ask for.
-    :raises ValueError: `features` or `quirks` name what is none.
+    :raises ValueError: not exactly one place was given, or `features` or `quirks` name what is none.
     """
     check_device(device)
+    check_place(path, connect, fd, sock, listen_fds)
     offer, switches = Offer.of(device, features), Quirks.choose(quirks)
-    source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
 
     def session(workers: Workers) -> Session:
         return Session(device, workers, memory(), offer, switches)
 
     conversation = _Conversation(device, stop, polling, session)
+    if connect is not None:
+        _call(conversation, Dialer(connect, device.name))
+        return
+    source = Source(path, fd=fd, sock=sock, listen_fds=listen_fds)
     try:
         if source.listening:
             log.info("%s: listening on %s", device.name, source)
@@ -93,19 +101,28 @@ def _accept(conversation: "_Conversation", listener: socket.socket) -> None:
                 return
         except OSError as error:
             log.error("%s: cannot accept a connection: %s", device.name, error)
-            _pause(stop)
+            _pause(stop, ACCEPT_PAUSE)
         else:
             conversation.hold()
 
 
-def _pause(stop: HasFileno | None) -> None:
+def _call(conversation: "_Conversation", dialer: Dialer) -> None:
+    while _pause(conversation.stop, dialer.pause):
+        if (sock := dialer.attempt()) is not None:
+            conversation.stream.adopt(sock.detach())
+            dialer.ended(begun=conversation.hold(quietly=dialer.vain))
+
+
+def _pause(stop: HasFileno | None, seconds: float) -> bool:
+    # Whether to go on after it.
     if stop is None:
-        time.sleep(ACCEPT_PAUSE)
-    else:
-        try:
-            wait(stop, select.POLLIN, timeout=ACCEPT_PAUSE)
-        except TimeoutError:
-            pass
+        time.sleep(seconds)
+        return True
+    try:
+        wait(stop, select.POLLIN, timeout=seconds)
+    except TimeoutError:
+        return True
+    return False
 
 
 class _Conversation:
@@ -128,9 +145,10 @@ class _Conversation:
             self._next = self._make(workers), workers
         return self._next
 
-    def hold(self) -> None:
+    def hold(self, *, quietly: bool = False) -> bool:
+        # Whether the front-end began to use the device.
         device, failure = self.device, None
-        log.info("%s: front-end connected", device.name)
+        log_start(device, quietly=quietly)
         (session, workers), self._next = self.prepare(), None
         try:
             self._talk(session)
@@ -140,7 +158,8 @@ class _Conversation:
             session.close()
             workers.close()
             self.stream.close()
-        log_end(device, failure)
+        log_end(device, failure, quietly=quietly and not session.begun)
+        return session.begun
 
     def _talk(self, session: Session) -> None:
         receive, send = self.stream.receive, self.stream.send
@@ -150,10 +169,15 @@ class _Conversation:
                     return
 
 
-def log_end(device: Device, error: Exception | None) -> None:
+def log_start(device: Device, *, quietly: bool) -> None:
+    """Say that there is a connection; to one that may be as much in vain as the last one, in debug logs."""
+    log.log(logging.DEBUG if quietly else logging.INFO, "%s: front-end connected", device.name)
+
+
+def log_end(device: Device, error: Exception | None, *, quietly: bool) -> None:
     """Say how a connection ended, once all it held is released: in order, by the peer, by our fault."""
     if error is None:
-        log.info("%s: connection ended", device.name)
+        log.log(logging.DEBUG if quietly else logging.INFO, "%s: connection ended", device.name)
     elif isinstance(error, (RemoteProtocolError, TimeoutError)):
         log.warning("%s: connection dropped: %s", device.name, error)
     elif isinstance(error, OSError):

@@ -128,6 +128,11 @@ class Session:
         self._standing: Standing | None = None
         self._stand()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the front-end has begun to use the device (SET_OWNER)."""
+        return self._owned
+
     def feed(self, data: bytes, fds: Sequence[int]) -> Iterator[Output]:
         """Take what one read brought, act, and say what to send, one answer after the other.
 

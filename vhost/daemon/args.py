@@ -23,8 +23,14 @@ QEMU, after this program has been started with --socket-path={path}:
     -chardev socket,id=c0,path={path} \\
     {device}
 
-The guest's memory must be shared (share=on). Under systemd, socket activation (LISTEN_FDS), Type=notify and
-journal priorities work without options. VHOST_LOG=LOGGER=LEVEL,... sets log levels one by one.
+The guest's memory must be shared (share=on). With --connect={path}, QEMU is the one that listens:
+
+    -chardev socket,id=c0,path={path},server=on
+
+and may be started before this program or after it, and again: this one goes on trying until SIGTERM.
+
+Under systemd, socket activation (LISTEN_FDS), Type=notify and journal priorities work without options.
+VHOST_LOG=LOGGER=LEVEL,... sets log levels one by one.
 
 {features}
 
@@ -87,6 +93,11 @@ def make_parser(
     where = parser.add_argument_group("where to serve (default: the socket that systemd passes)")
     one = where.add_mutually_exclusive_group()
     one.add_argument("-s", "--socket-path", metavar="PATH", help="make a Unix socket there and listen")
+    one.add_argument(
+        "--connect",
+        metavar="PATH",
+        help="connect to the Unix socket of a front-end that listens there, and again whenever it has gone",
+    )
     one.add_argument(
         "--fd",
         "--socket-fd",
@@ -189,12 +200,14 @@ def finish(parser: Parser, argv: list[str]) -> argparse.Namespace:
             choose(args.features, parser.own())
         except ValueError as error:
             parser.error(f"argument --features: {error}")
-    if args.socket_path is None and args.fd is None and "LISTEN_FDS" not in os.environ:
-        parser.error("nowhere to serve: give --socket-path=PATH or --fd=FDNUM")
-    if args.socket_path == "":
-        parser.error("argument -s/--socket-path: the path is empty")
-    if args.socket_path is None and args.socket_count > 1:
-        parser.error("argument -c/--socket-count: several sockets need --socket-path")
+    path = args.connect if args.socket_path is None else args.socket_path
+    if path is None and args.fd is None and "LISTEN_FDS" not in os.environ:
+        parser.error("nowhere to serve: give --socket-path=PATH or --fd=FDNUM, or --connect=PATH")
+    if path == "":
+        option = "--connect" if args.socket_path is None else "-s/--socket-path"
+        parser.error(f"argument {option}: the path is empty")
+    if path is None and args.socket_count > 1:
+        parser.error("argument -c/--socket-count: several sockets need --socket-path or --connect")
     return args
 
 

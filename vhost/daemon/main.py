@@ -22,7 +22,6 @@ from vhost.errors import GuestMemoryError, VhostError
 
 if TYPE_CHECKING:
     from vhost.backend import Stop
-    from vhost.backend.listen import Source
     from vhost.backend.session import MakeMemory
     from vhost.backend.worker import Polling
     from vhost.devices.device import Device
@@ -80,13 +79,18 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
         for device in devices:
             stack.callback(device.close)
         _check_features(args, devices)
-        sources: list[Source] = []
+        places: list[dict[str, object]] = []
         for index in range(args.socket_count):
+            number = str(index) if args.socket_count > 1 else ""
+            if args.connect is not None:
+                places.append({"connect": args.connect + number})
+                continue
             if args.socket_path is None:
-                sources.append(Source(fd=args.fd, listen_fds=args.fd is None))
+                source = Source(fd=args.fd, listen_fds=args.fd is None)
             else:
-                sources.append(Source(args.socket_path + (str(index) if args.socket_count > 1 else "")))
-            stack.callback(sources[-1].close)
+                source = Source(args.socket_path + number)
+            stack.callback(source.close)
+            places.append({"sock": source.sock})
         from vhost.backend import (
             serve,
         )  # the protocol is loaded while the first front-end may already connect
@@ -99,7 +103,7 @@ def _serve(args: argparse.Namespace, make_devices: "Callable[[argparse.Namespace
                 serve, stop=stop, memory=memory, polling=polling, features=args.features, quirks=args.quirks
             ),
             devices,
-            sources,
+            places,
             stop,
         )
         notify("STOPPING=1")
@@ -138,23 +142,23 @@ def _polling(args: argparse.Namespace) -> "Polling":
 def _serve_all(
     serve: Callable[..., None],
     devices: "list[Device]",
-    sources: "list[Source]",
+    places: list[dict[str, object]],
     stop: "Stop",
 ) -> None:
-    """Serve each device at its source; the first that fails ends the others."""
+    """Serve each device at its place; the first that fails ends the others."""
     failures: list[Exception] = []
 
-    def one(device: "Device", source: "Source") -> None:
+    def one(device: "Device", place: dict[str, object]) -> None:
         try:
-            serve(device, sock=source.sock)
+            serve(device, **place)
         except Exception as error:
             failures.append(error)
             stop.set()
 
-    others = [threading.Thread(target=one, args=pair) for pair in zip(devices[1:], sources[1:], strict=True)]
+    others = [threading.Thread(target=one, args=pair) for pair in zip(devices[1:], places[1:], strict=True)]
     for thread in others:
         thread.start()
-    one(devices[0], sources[0])
+    one(devices[0], places[0])
     for thread in others:
         thread.join()
     if failures:

@@ -5,6 +5,7 @@ from .aio import AsyncFrontend, AsyncQueue, connect_async
 from .blk import Blk
 from .frontend import Frontend, connect
 from .iommu import Iommu, LinearIommu, Translation
+from .listen import listen, listen_async
 from .queue import FrontendQueue
 from .ram import Buffer, GuestRam
 from .ring import Completion
@@ -13,6 +14,8 @@ from .rng import Rng
 __all__ = (
     "connect",
     "connect_async",
+    "listen",
+    "listen_async",
     "Frontend",
     "AsyncFrontend",
     "FrontendQueue",

@@ -16,7 +16,7 @@ from .queue import QueueBase
 from .ring import Completion, Data, Ring
 from .session import Session, Target
 
-__all__ = ("connect_async", "AsyncFrontend", "AsyncQueue", "Runner")
+__all__ = ("connect_async", "opened_async", "AsyncFrontend", "AsyncQueue", "Runner")
 
 _T = TypeVar("_T")
 
@@ -150,7 +150,11 @@ async def connect_async(
         iommu=iommu,
         quirks=Quirks.choose(quirks),
     )
-    session = Session(target, options)
+    return await opened_async(Session(target, options), timeout)
+
+
+async def opened_async(session: Session, timeout: float | None) -> "AsyncFrontend":
+    """The frontend of a session that is opened now, or closed if that fails."""
     runner = Runner()
     try:
         await runner.run(session.open(), timeout)

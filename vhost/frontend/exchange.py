@@ -7,15 +7,16 @@ loop: both try a step, wait for its descriptors when it could not be done, and t
 """
 
 import abc
+import errno
 import select
 import socket
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeAlias, TypeVar
 
-from vhost.io import recv_fds, send_fds
+from vhost.io import Listener, recv_fds, send_fds
 
-__all__ = ("Step", "Dial", "Send", "Receive", "Readable", "Until", "Exchange", "pause")
+__all__ = ("Step", "Dial", "Accept", "Send", "Receive", "Readable", "Until", "Exchange", "pause")
 
 _T = TypeVar("_T")
 
@@ -79,6 +80,48 @@ class Dial(Step):
         except OSError as error:
             error.filename = self._path
             raise
+        return True
+
+
+class Accept(Step):
+    """Wait for a backend to connect: `sock`.
+
+    :param until: monotonic time up to which to wait, None: no limit but that of the exchange.
+    """
+
+    __slots__ = ("_listener", "_until", "again", "reads", "sock")
+
+    def __init__(self, listener: Listener, until: float | None = None) -> None:
+        super().__init__(f"a backend to connect to {listener}")
+        self._listener = listener
+        self._until = until
+        self.again: float | None = None
+        self.reads = (listener.sock.fileno(),)
+        self.sock: socket.socket | None = None
+
+    def attempt(self) -> bool:
+        while True:
+            try:
+                sock, _ = self._listener.sock.accept()
+            except BlockingIOError:
+                break
+            if not _gone(sock):
+                self.sock = sock
+                return True
+            sock.close()  # it has waited too long for its turn
+        if self._until is not None:
+            self.again = max(0.0, self._until - time.monotonic())
+            if not self.again:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody has connected to {self._listener}")
+        return False
+
+
+def _gone(sock: socket.socket) -> bool:
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
         return True
 
 

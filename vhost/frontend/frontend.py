@@ -16,7 +16,7 @@ from .ring import Data
 from .session import Session, Target
 from .wait import wait
 
-__all__ = ("connect", "Frontend", "FrontendBase")
+__all__ = ("connect", "opened", "Frontend", "FrontendBase")
 
 _T = TypeVar("_T")
 
@@ -102,7 +102,11 @@ def connect(
         iommu=iommu,
         quirks=Quirks.choose(quirks),
     )
-    session = Session(target, options)
+    return opened(Session(target, options), timeout)
+
+
+def opened(session: Session, timeout: float | None) -> "Frontend":
+    """The frontend of a session that is opened now, or closed if that fails."""
     try:
         wait(session.open(), timeout)
     except BaseException:

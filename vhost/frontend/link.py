@@ -51,6 +51,12 @@ class Link:
         self._rest = b""  # of the post that is being written
         self._ended: str | None = None
 
+    def adopt(self, sock: socket.socket) -> None:
+        """Put a connected socket in the place of one that never was."""
+        sock.setblocking(False)
+        self.sock.close()
+        self.sock = sock
+
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self.sock.fileno()

@@ -5,20 +5,20 @@ What was in flight stays so: a split ring goes on at the used index in its memor
 position its driver has reached, and the inflight region tells the backend which requests are to be answered.
 """
 
-import os
 import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vhost.errors import LocalProtocolError, VirtqueueError
+from vhost.io import Listener
 
 from .exchange import Exchange, Until, pause
 from .link import Link
 from .negotiate import negotiate
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Session, Target
 
 __all__ = ("Reconnect",)
 
@@ -48,14 +48,14 @@ class Reconnect:
         session, waited = self._session, self._under_way
         yield from self.settled()
         # If somebody tried already, and in vain, that is an answer.
-        wanted = session.options.reconnect and session.path is not None and not self._closed
+        wanted = session.options.reconnect and session.place is not None and not self._closed
         if session.link is link and wanted and not waited:
             yield from self.run(patience=session.options.reconnect)
         return session.link is not link and not session.link.ended
 
     def run(
         self,
-        target: str | os.PathLike[str] | socket.socket | None = None,
+        target: "Target | None" = None,
         *,
         patience: float = 0.0,
         resubmit: bool | None = None,
@@ -64,10 +64,9 @@ class Reconnect:
         yield from self.settled()
         session = self._session
         self._check_in_flight(resubmit)
-        if target is None:
-            if session.path is None:
-                raise ValueError("the session has a connected socket, not a path; reconnect needs a target")
-            target = session.path
+        there: Target | Listener | None = session.place if target is None else target
+        if there is None:
+            raise ValueError("the session has a connected socket, not a path; reconnect needs a target")
         until = time.monotonic() + patience
         self._under_way = True
         session.link.abandon("this side is reconnecting")
@@ -76,11 +75,13 @@ class Reconnect:
         try:
             while True:
                 try:
-                    yield from self._attempt(target, until, resubmit)
+                    # Without patience, a backend that is to connect has the time of the whole call.
+                    limit = until if patience or not isinstance(there, Listener) else None
+                    yield from self._attempt(there, limit, resubmit)
                     self._close_before()
                     return
                 except ConnectionError:
-                    if isinstance(target, socket.socket) or time.monotonic() >= until or self._closed:
+                    if isinstance(there, socket.socket) or time.monotonic() >= until or self._closed:
                         raise
                 yield from pause(_PAUSE, "the backend to be there again")
         finally:
@@ -103,7 +104,7 @@ class Reconnect:
             )
 
     def _attempt(
-        self, target: str | os.PathLike[str] | socket.socket, until: float, resubmit: bool | None
+        self, target: "Target | Listener", until: float | None, resubmit: bool | None
     ) -> Exchange[None]:
         session = self._session
         before = session.negotiated

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 from vhost.errors import LocalProtocolError
+from vhost.io import Listener
 from vhost.protocol import (
     BackendIotlbMsg,
     ConfigChangeMsg,
@@ -33,7 +34,7 @@ from vhost.protocol import (
 )
 
 from .channel import BackendChannel
-from .exchange import Dial, Exchange
+from .exchange import Accept, Dial, Exchange
 from .inflight import InflightRegion, fetch
 from .iommu import update
 from .link import Link
@@ -53,10 +54,16 @@ Target: TypeAlias = str | os.PathLike[str] | socket.socket
 
 
 class Session:
-    """All that belongs to a backend; :meth:`close` leaves nothing of it."""
+    """All that belongs to a backend; :meth:`close` leaves nothing of it.
 
-    def __init__(self, target: Target, options: Options) -> None:
+    :param target: where the backend is, or where it will connect to, which the session closes as well.
+
+    :ivar place: where to look for the backend, None: only the socket is known that was connected.
+    """
+
+    def __init__(self, target: Target | Listener, options: Options) -> None:
         self.options = options
+        self._listener = target if isinstance(target, Listener) else None
         self.ram = GuestRam(options.ram_size, options.regions)
         self.negotiated = Negotiated(0, 0, 0, 0, None)
         self.rings: list[Ring] = []
@@ -71,11 +78,13 @@ class Session:
             self.ram.close()
             raise
 
-    def aim(self, target: Target) -> Link:
+    def aim(self, target: Target | Listener) -> Link:
         """A link for `target`, which stays what is connected to until the next."""
-        sock = target if isinstance(target, socket.socket) else None
-        self.path = None if isinstance(target, socket.socket) else os.fspath(target)
-        return Link(sock or socket.socket(socket.AF_UNIX), self.options.quirks)
+        self.place: str | Listener | None = None
+        if isinstance(target, socket.socket):
+            return Link(target, self.options.quirks)
+        self.place = target if isinstance(target, Listener) else os.fspath(target)
+        return Link(socket.socket(socket.AF_UNIX), self.options.quirks)
 
     def open(self) -> Exchange[None]:
         """Connect, negotiate, share memory, start the rings."""
@@ -91,10 +100,23 @@ class Session:
             yield from self.start(index)
         yield from self.make_sure()
 
-    def dial(self, until: float = 0.0) -> Exchange[None]:
-        """Connect the link, if it is not connected already."""
-        if self.path is not None:
-            yield Dial(self.link.sock, self.path, until)
+    def dial(self, until: float | None = None) -> Exchange[None]:
+        """Connect the link, if it is not connected already.
+
+        :param until: monotonic time; before it, that nobody is there is no reason to give up.
+        """
+        if isinstance(self.place, str):
+            yield Dial(self.link.sock, self.place, until or 0.0)
+        elif self.place is not None:
+            step = Accept(self.place, until)
+            try:
+                yield step
+            except BaseException:
+                if step.sock is not None:
+                    step.sock.close()
+                raise
+            assert step.sock is not None
+            self.link.adopt(step.sock)
 
     def introduce(self) -> Exchange[None]:
         """What a backend has to know before the rings: where to ask, and guest memory."""
@@ -289,4 +311,6 @@ class Session:
             if part is not None:
                 part.close()
         self.inflight = self.log = None
+        if self._listener is not None:
+            self._listener.close()
         self.ram.close()
