@@ -37,6 +37,7 @@ SOURCES = (
     "map.c",
     "guard.c",
     "walk.c",
+    "miss.c",
     "pop.c",
     "push.c",
     "notify.c",

@@ -46,22 +46,25 @@ static bool answered(const struct vh_stream *s, size_t n)
     return false;
 }
 
-/* Wait until a descriptor is readable. Returns 0, VH_STREAM_STOPPED, or -errno; -EINTR is for the caller to look at
+/* Wait until a descriptor is readable. Returns 0, VH_STREAM_STOPPED, VH_STREAM_OTHER, or -errno; -EINTR is for the caller to look at
  * its signals and call again. */
-static int64_t wait_for(const struct vh_stream *s, int fd)
+static int64_t wait_for(const struct vh_stream *s, int fd, int other)
 {
-    struct pollfd wait[2] = {{.fd = fd, .events = POLLIN}, {.fd = s->stop, .events = POLLIN}};
+    struct pollfd wait[3] = {{.fd = fd, .events = POLLIN}, {.fd = s->stop, .events = POLLIN},
+                             {.fd = other, .events = POLLIN}};
 
-    if (poll(wait, s->stop < 0 ? 1 : 2, -1) < 0)
+    if (poll(wait, other >= 0 ? 3 : s->stop >= 0 ? 2 : 1, -1) < 0)
         return -errno;
-    return wait[1].revents ? VH_STREAM_STOPPED : 0;
+    if (wait[1].revents)
+        return VH_STREAM_STOPPED;
+    return wait[0].revents || !wait[2].revents ? 0 : VH_STREAM_OTHER;
 }
 
 /* Wait for a connection, which becomes s->fd. Returns 0 or what wait_for() returns. */
 int64_t vh_stream_accept(struct vh_stream *s, int listener)
 {
     for (;;) {
-        int64_t waited = wait_for(s, listener);
+        int64_t waited = wait_for(s, listener, -1);
 
         if (waited)
             return waited;
@@ -87,7 +90,7 @@ int64_t vh_stream_receive(struct vh_stream *s)
     } control;
 
     for (;;) {
-        int64_t waited = wait_for(s, s->fd);
+        int64_t waited = wait_for(s, s->fd, s->other);
 
         if (waited)
             return waited;

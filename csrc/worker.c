@@ -249,7 +249,7 @@ static int wait_for_kicks(struct vh_worker *w, int ms)
         const struct vh_path *p = l->path;
         bool events = p && p->event_fd >= 0 && (p->serve ? p->flying : !p->starved);
 
-        fds[n++] = (struct pollfd){.fd = l->off ? -1 : l->kick_fd, .events = POLLIN};
+        fds[n++] = (struct pollfd){.fd = l->off == VH_OFF ? -1 : l->kick_fd, .events = POLLIN};
         fds[n++] = (struct pollfd){.fd = l->off || !events ? -1 : p->event_fd, .events = POLLIN};
     }
     w->sleeps += ms != 0;
@@ -259,14 +259,17 @@ static int wait_for_kicks(struct vh_worker *w, int ms)
     for (uint32_t i = 0; i < w->n; i++) {
         struct vh_lane *l = w->lane[i];
 
-        if (l->off)
+        if (l->off == VH_OFF)
             continue;
         if (fds[2 * i + 2].revents || l->kick_fd < 0 || (l->due && l->due <= at))
             l->look = 1;
-        if (fds[2 * i + 1].revents && !take_kick(w, l)) {
-            w->which = i;
+        if (!fds[2 * i + 1].revents)
+            continue;
+        w->which = i;
+        if (!take_kick(w, l))
             return VH_W_KICK;
-        }
+        if (l->off)
+            return VH_W_HEARD;
     }
     /* Python reads it, also where `stop` was overwritten when that took an earlier one back. */
     return fds[0].revents ? VH_W_STOP : -1;

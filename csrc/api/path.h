@@ -22,15 +22,21 @@ struct vh_path { /* begins the structure of every data path; one for each queue 
     uint32_t pad;
 };
 
+enum vh_off { /* why a lane is not served */
+    VH_ON = 0,
+    VH_OFF = 1,    /* broken */
+    VH_LISTEN = 2, /* it waits for translations, and for kicks: each is told to Python, and nothing is touched */
+};
+
 struct vh_lane { /* a queue as its runner sees it */
-    struct vh_queue *queue;
+    struct vh_queue *queue; /* NULL: there is none yet, and the lane only listens */
     struct vh_path *path;   /* NULL: all chains are Python's */
     struct vh_batch *spare; /* batches for the path */
     struct vh_batch *left;  /* VH_S_LEFT: has chains that are Python's */
     uint64_t due;           /* CLOCK_MONOTONIC, nanoseconds: when to look without a kick; 0: never */
     uint64_t popped;        /* of the queue, when Python was last asked to handle it */
     int32_t kick_fd;        /* -1: none, the ring is looked at now and then */
-    uint8_t off;            /* not served: broken, or waiting for a translation */
+    uint8_t off;            /* enum vh_off */
     uint8_t look;           /* to be looked at, whatever the ring says: it was kicked, or begins */
     uint8_t declined;       /* the device left what is there: it is not offered again before a kick */
     uint8_t asked;          /* Python was asked to handle it: 1, with chains waiting: 2 */

@@ -182,6 +182,14 @@ struct vh_queue {
     uint8_t after[64];
 };
 
+/* What a chain that is available lacks: I/O addresses without a translation, or without that permission. */
+struct vh_lack {
+    uint64_t addr;
+    uint64_t len;
+    uint32_t chain; /* 0: the next one to be taken */
+    uint32_t write;
+};
+
 int vh_queue_init(struct vh_queue *q);   /* once all of the above is set; -(enum vh_error) if the inflight region lies */
 const struct vh_mem *vh_queue_swap(struct vh_queue *q, const struct vh_mem *mem); /* the one that is still looked at */
 int vh_pop(struct vh_queue *q, struct vh_batch *b, uint32_t max);
@@ -194,6 +202,8 @@ int vh_kicks_on(struct vh_queue *q);
 void vh_kicks_past(struct vh_queue *q);            /* for chains behind those that are there and stay there */
 uint32_t vh_offered(const struct vh_queue *q);     /* changes when more chains are there, while none is popped */
 int vh_available(const struct vh_queue *q);
+
+uint32_t vh_lacking(const struct vh_queue *q, const struct vh_mem *mem, struct vh_lack *at, uint32_t max);
 
 /* A region for the chains in flight of one ring: bytes, and its first contents. */
 uint64_t vh_inflight_size(uint32_t num, int packed);

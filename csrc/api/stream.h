@@ -15,6 +15,8 @@ struct vh_standing {
 struct vh_stream {
     int32_t fd;
     int32_t stop;  /* ends the wait once it is readable, -1: nothing does */
+    int32_t other; /* likewise, while nothing is received; -1: none */
+    uint32_t pad;
     uint32_t size; /* capacity of data */
     uint32_t n_fds;
     int32_t fds[253];
@@ -25,6 +27,7 @@ struct vh_stream {
 
 enum vh_stream_result {
     VH_STREAM_STOPPED = -0x10000, /* smaller than any -errno */
+    VH_STREAM_OTHER = -0x10001,   /* `other` is readable, and nothing has come */
 };
 
 int64_t vh_stream_accept(struct vh_stream *s, int listener);

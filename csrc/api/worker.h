@@ -12,6 +12,7 @@ enum vh_event {
     VH_W_HANDLE = 1, /* Python is to handle lane `which` */
     VH_W_SERVED = 2, /* lane `which` needs Python: vh_worker.served says what for */
     VH_W_KICK = 3,   /* the kick descriptor of lane `which` has failed: vh_worker.error, 0: its other end was closed */
+    VH_W_HEARD = 4,  /* lane `which`, which only listens, was kicked */
 };
 
 struct vh_worker {

@@ -19,7 +19,8 @@ class RingAddresses:
     For a packed ring these are the descriptors and the event suppression of driver and device. With a
     translation they are I/O addresses.
 
-    :ivar log: guest-physical address under which writes to the used ring are logged, None: they are not.
+    :ivar log: address under which writes to the used ring are logged, guest-physical or, with a translation,
+        an I/O address too; None: they are not.
     """
 
     descriptor: int
@@ -34,6 +35,11 @@ class RingAddresses:
             ("avail ring", self.avail, layout.avail),
             ("used ring", self.used, layout.used),
         )
+
+    def everything(self, layout: RingLayout) -> list[tuple[int, int]]:
+        """Address and length of each part, and of what is logged."""
+        parts = [(address, size) for _, address, size in self.parts(layout)]
+        return parts if self.log is None else [*parts, (self.log, layout.used)]
 
     def same_place(self, other: "RingAddresses") -> bool:
         """Whether only logging differs."""
@@ -52,12 +58,22 @@ class RingAddresses:
             if address % align:
                 raise RemoteProtocolError(f"{part} at {address:#x}, which is no multiple of {align}")
 
-    def missing(self, iotlb: Iotlb, layout: RingLayout) -> Miss | None:
-        """What of the ring has no translation yet, None: all has."""
-        for _, address, size in self.parts(layout):
-            if (lacking := iotlb.missing(address, size)) is not None:
-                return Miss(*lacking, write=True)
-        return None
+    def missing(self, iotlb: Iotlb, layout: RingLayout) -> list[Miss]:
+        """What of the ring, and of the addresses that are logged, has no translation yet."""
+        return [
+            Miss(at, n, write=True)
+            for address, size in self.everything(layout)
+            for at, n in iotlb.lacking(address, size, write=True)
+        ]
+
+    def logged(self, layout: RingLayout, iotlb: Iotlb | None) -> int | None:
+        """Guest-physical address under which writes to the used ring are logged, None: they are not.
+
+        :raises GuestMemoryError: it is an I/O address without a translation.
+        """
+        if self.log is None or iotlb is None:
+            return self.log
+        return iotlb.guest_address(self.log, layout.used)
 
     def find(
         self, memory: GuestMemory, layout: RingLayout, iotlb: Iotlb | None = None

@@ -35,8 +35,8 @@ class LoopRunner:
             self._loop.add_reader(self._kick, self._kicked)
         self._events = -1  # the descriptor of the data path, while it is watched
         self._stopped = False
-        assert ring.lane is not None
-        ring.lane.queue.check_calls()
+        if ring.lane is not None:
+            ring.lane.queue.check_calls()
         self._next: asyncio.Handle = self._loop.call_soon(self._look)
 
     def stop(self) -> None:
@@ -61,8 +61,9 @@ class LoopRunner:
         self._next.cancel()
         delay = self._ring.service()
         lane = self._ring.lane
-        if self._ring.broken or lane is None:
+        if self._ring.broken:
             self.stop()
+        if self._ring.broken or lane is None:
             return
         # While it waits for a translation, nobody takes what this would tell.
         self._watch(-1 if lane.cdata.off else lane.event_fd)
@@ -212,14 +213,25 @@ async def _converse(
 
 
 async def _talk(session: Session, sock: socket.socket) -> None:
-    while not session.over:
-        await _ready(sock)
-        try:
-            data, fds = recv_fds(sock, READ_SIZE)
-        except BlockingIOError:
-            continue
-        for answer, riding in session.feed(data, fds):
-            await _send(sock, answer, riding)
+    channel, watched, loop = session.channel, -1, asyncio.get_running_loop()
+    try:
+        while not session.over:
+            if watched < 0 and (watched := channel.fileno()) >= 0:
+                loop.add_reader(watched, channel.ready)
+            await _hear(session, sock)
+    finally:
+        if watched >= 0:
+            loop.remove_reader(watched)
+
+
+async def _hear(session: Session, sock: socket.socket) -> None:
+    await _ready(sock)
+    try:
+        data, fds = recv_fds(sock, READ_SIZE)
+    except BlockingIOError:
+        return
+    for answer, riding in session.feed(data, fds):
+        await _send(sock, answer, riding)
 
 
 async def _send(sock: socket.socket, data: bytes, fds: list[int]) -> None:

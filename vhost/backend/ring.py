@@ -11,14 +11,15 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from contextlib import contextmanager
+from typing import Any, Protocol
 
-from vhost._core import lib
+from vhost._core import ffi, lib
 from vhost.backend.addresses import RingAddresses, map_parts
 from vhost.backend.notifier import Notifier
+from vhost.backend.translations import Translations
 from vhost.devices.device import Device
-from vhost.errors import RemoteProtocolError, VhostError, VirtqueueError
+from vhost.errors import GuestMemoryError, RemoteProtocolError, VhostError, VirtqueueError
 from vhost.mem import DirtyLog, GuestMemory, InflightRegion, Iotlb
 from vhost.protocol import PackedBase, Quirks, VirtioFeature
 from vhost.protocol.rings import RingEvent, RingState, next_state
@@ -43,7 +44,8 @@ BUDGET = 1024
 
 
 class Runner(Protocol):
-    """Calls :meth:`Ring.attend` or :meth:`Ring.service` of one ring when it should; made running."""
+    """Calls :meth:`Ring.attend` or :meth:`Ring.service` of one ring when it should, and :meth:`Ring.heard`
+    when one that waits is kicked; made running."""
 
     def stop(self) -> None:
         """Return when the ring is not touched any more."""
@@ -57,13 +59,12 @@ class Host(Protocol):
 
     features: int
     quirks: Quirks
-    iotlb: Iotlb | None
     log: DirtyLog | None
     inflight: InflightRegion | None
+    translations: Translations
 
-    def translate(self, miss: Miss) -> None:
-        """Ask for a translation; :meth:`Ring.translated` is called when there are new ones. From any
-        thread."""
+    @property
+    def iotlb(self) -> Iotlb | None: ...
 
 
 class Ring:
@@ -94,11 +95,17 @@ class Ring:
         self._run = run
         self._size = 0
         self._addresses: RingAddresses | None = None
-        self._descriptors = 0  # their guest-physical address while there is a queue
+        # Guest-physical addresses, while there is a queue: its parts, and where the used ring is logged.
+        self._places: list[tuple[int, int]] = []
+        self._logged: int | None = None
         self._base = 0
         self._big_endian = False
         self._polled = False
         self._runner: Runner | None = None
+        # Translations of the queue's own pages were taken back: nobody touches it until they are there again.
+        self._suspended = False
+        # In place of a queue that waits for its pages: a lane that only listens.
+        self._ear: Any = None
 
     # ---- what the front-end sets ----
 
@@ -125,10 +132,16 @@ class Ring:
         if self._fits and len(self._memory.table) and self._host.iotlb is None:
             addresses.find(self._memory, RingLayout(self._size, self._packed))
         queue = self._queue
-        if queue is not None and self._addresses is not None and addresses.same_place(self._addresses):
+        before = self._addresses
+        if (
+            queue is not None
+            and before is not None
+            and addresses.same_place(before)
+            and (found := self._log_place(addresses)) is not None
+        ):
             # Only the log is switched on or off.
             self._rest()
-            self._addresses = addresses
+            self._addresses, (self._logged,) = addresses, found
             self._log(queue)
             self._settle()
             return
@@ -201,6 +214,8 @@ class Ring:
         if not self.state.started:
             self._halt()
         self._settle()
+        if self._suspended and self.state.enabled:
+            self._host.translations.ask(self, self._missing())
 
     def stop(self) -> int:
         """GET_VRING_BASE: finish what is with the device, stop, and say where to go on."""
@@ -232,12 +247,30 @@ class Ring:
                 self._log(self._queue)
             self._settle()
 
-    def without(self, iova: int, size: int) -> AbstractContextManager[None]:
-        """Translations of these addresses go inside, where no chain that was popped with them is in use."""
+    @contextmanager
+    def without(self, iova: int, size: int) -> Iterator[None]:
+        """Translations of these addresses go inside, where no chain that was popped with them is in use. A
+        ring that has some of its own there is suspended: it goes on when they are there again."""
+        lane = self.lane
         self._rest()
-        queue = self._queue
-        holds = self.lane is not None and not self.lane.native and queue is not None and queue.held
-        return self.changed() if holds or self._uses(iova, size) else self.paused()
+        if lane is not None and not lane.native and lane.queue.held:
+            self._host.translations.reopened += 1
+            with self.changed():
+                yield
+            return
+        busy = False
+        if lane is not None:
+            lane.drain()
+            if self.uses(iova, size) and not (self._suspended or self.broken):
+                busy = self._suspend(lane)
+        try:
+            yield
+        finally:
+            if lane is not None and not self._suspended:
+                lane.queue.refresh()
+            self._settle()
+            if busy:
+                self._host.translations.ask(self, self._missing())
 
     def close(self) -> None:
         """The connection is over."""
@@ -253,23 +286,45 @@ class Ring:
             self.lane.queue.refresh()
 
     def translated(self) -> None:
-        """There are new translations, perhaps those that the ring waits for."""
-        if self.lane is not None:
-            self.refresh()
-            if self._runner is not None:
-                # What the device did not take for want of a translation it has not declined.
-                self.lane.cdata.look = 1
-                self.lane.cdata.off = self.broken
-                self._runner.nudge()
-        elif self.state.started and not self.broken:
+        """The translations that the ring waits for are there; in the control plane's thread."""
+        if self.broken or not self.state.started:
+            return
+        lane = self.lane
+        if lane is None:
+            self._halt()
+            self._reopen()
+        elif not self._suspended:
+            self._wake(lane)
+        elif missing := self._missing():
+            self._host.translations.ask(self, missing)
+        elif self._stays():
+            self._wake(lane)
+        else:
+            self._host.translations.reopened += 1
+            self._halt()
             self._reopen()
 
-    def _uses(self, iova: int, size: int) -> bool:
-        # Whether the ring itself has one of these I/O addresses.
+    def denied(self, miss: Miss) -> None:
+        """The front-end does not permit what the ring needs; in the control plane's thread."""
+        access = "writing" if miss.write else "reading"
+        self.fail(f"the front-end's translation of I/O address {miss.address:#x} does not permit {access}")
+
+    def uses(self, iova: int, size: int) -> bool:
+        """Whether the ring itself has one of these I/O addresses."""
         if self._addresses is None or not self._fits:
             return False
-        parts = self._addresses.parts(RingLayout(self._size, self._packed))
-        return any(address < iova + size and iova < address + length for _, address, length in parts)
+        parts = self._addresses.everything(RingLayout(self._size, self._packed))
+        return any(address < iova + size and iova < address + length for address, length in parts)
+
+    @property
+    def cdata(self) -> Any:
+        """What a worker has of the ring: ``struct vh_lane *``, None: nothing."""
+        return self._ear if self.lane is None else self.lane.cdata
+
+    @property
+    def listening(self) -> bool:
+        """Whether it waits for translations, and is only to hear kicks."""
+        return self.cdata is not None and self.cdata.off == lib.VH_LISTEN
 
     def let_go(self) -> None:
         """The runner does not stop: it may wait for a descriptor of the driver, who has made it block."""
@@ -282,6 +337,28 @@ class Ring:
         """Take the kick; a descriptor that will never bring one again breaks the ring."""
         if reason := self.kick.drain():
             self.fail(f"its kick descriptor has failed: {reason}")
+        elif self.listening:
+            self.heard()
+
+    def heard(self) -> None:
+        """The ring was kicked while it waits for translations: it asks, also for what the front-end has been
+        asked for and has not answered."""
+        lane = self.lane
+        if self.broken or self._addresses is None:
+            return
+        if lane is not None and not self._suspended:
+            self._seek(lane, again=True)
+            return
+        translations, missing = self._host.translations, self._missing()
+        if translations.ask(self, missing, again=True) or lane is None:
+            return
+        if self._stays():
+            self._wake(lane)
+            return
+        # Only the control plane can set the ring up anew, which it does when it is told once more.
+        for address, size in self._addresses.everything(RingLayout(self._size, self._packed)):
+            translations.invalidate(address, size)
+        translations.ask(self, self._missing())
 
     def service(self) -> float | None:
         """Look at the ring and serve what is there, up to a limit.
@@ -311,7 +388,7 @@ class Ring:
             if delay is not None:
                 lane.cdata.due = time.monotonic_ns() + max(0, int(delay * 1e9))
             if queue.miss is not None:
-                self._ask(queue)
+                self._ask(lane)
         except VirtqueueError as error:
             self.fail(str(error))
         except Exception as error:
@@ -328,7 +405,7 @@ class Ring:
             else:
                 lane.queue.check(-lib.VH_E_MISS if served == lib.VH_S_MISS else -1)
             if lane.queue.miss is not None:
-                self._ask(lane.queue)
+                self._ask(lane)
         except VirtqueueError as error:
             self.fail(str(error))
         except Exception as error:
@@ -337,8 +414,8 @@ class Ring:
     def fail(self, reason: str, *, trace: bool = False) -> None:
         """The ring is broken: say so, and serve it no more."""
         self.broken = True
-        if self.lane is not None:
-            self.lane.cdata.off = 1
+        if self.cdata is not None:
+            self.cdata.off = lib.VH_OFF
         # Text only: who keeps a record with an exception keeps its frames, and through them guest memory.
         where = f"\n{traceback.format_exc()}" if trace else ""
         log.error("%s is broken until it is set up anew: %s%s", self.name, reason, where)
@@ -350,8 +427,9 @@ class Ring:
         queue.kicks_off()
         delay = self._device.handle(queue)
         if queue.miss is not None:
-            self._ask(queue)
-            return None
+            assert self.lane is not None
+            self._ask(self.lane)
+            return None if self.lane.cdata.off else 0.0
         more = queue.kicks_on()
         # Chains that were there and that the device did not take are its own choice: it would spin otherwise.
         if delay is None and more and (queue.popped != popped or not waiting):
@@ -374,13 +452,52 @@ class Ring:
             return 0.0
         return POLL_INTERVAL if self._polled else None
 
-    def _ask(self, queue: Queue) -> None:
+    # ---- waiting for translations ----
+
+    def _ask(self, lane: Lane) -> None:
         # The answer may be there before this returns.
-        miss, queue.miss = queue.miss, None
-        assert miss is not None
-        assert self.lane is not None
-        self.lane.cdata.off = 1
-        self._host.translate(miss)
+        lane.cdata.off = lib.VH_LISTEN
+        lane.queue.kicks_past()
+        self._seek(lane)
+
+    def _seek(self, lane: Lane, *, again: bool = False) -> None:
+        needed, ahead = lane.queue.lacking()
+        if not self._host.translations.ask(self, needed, ahead, again=again):
+            self._wake(lane)
+
+    def _suspend(self, lane: Lane) -> bool:
+        # While its pages may still be touched. Says whether the ring has something to do.
+        waited = lane.cdata.off == lib.VH_LISTEN
+        busy = (lane.queue.kicks_on() or waited or self._polled) and self.state.enabled
+        self._suspended = True
+        lane.cdata.off = lib.VH_LISTEN
+        self._host.translations.leave(self)
+        return busy
+
+    def _missing(self) -> list[Miss]:
+        iotlb, addresses = self._host.iotlb, self._addresses
+        if iotlb is None or addresses is None:
+            return []
+        return addresses.missing(iotlb, RingLayout(self._size, self._packed))
+
+    def _stays(self) -> bool:
+        # Whether a suspended ring is where it was before.
+        assert self._addresses is not None
+        layout, iotlb = RingLayout(self._size, self._packed), self._host.iotlb
+        try:
+            places = self._addresses.find(self._memory, layout, iotlb)
+            return places == self._places and self._addresses.logged(layout, iotlb) == self._logged
+        except GuestMemoryError:
+            return False
+
+    def _wake(self, lane: Lane) -> None:
+        self._suspended = False
+        self.refresh()
+        # What the device did not take for want of a translation it has not declined.
+        lane.cdata.look = 1
+        lane.cdata.off = lib.VH_OFF if self.broken else lib.VH_ON
+        if self._runner is not None:
+            self._runner.nudge()
 
     # ---- from settings to a running queue and back ----
 
@@ -408,15 +525,17 @@ class Ring:
                 f"of two of entries and a base of 16 bits"
             )
         layout, host = RingLayout(self._size, self._packed), self._host
-        if host.iotlb is not None and (miss := self._addresses.missing(host.iotlb, layout)):
-            log.info("%s waits for the translation of %#x", self.name, miss.address)
-            host.translate(miss)
+        if (lacking := self._missing()) and host.translations.ask(self, lacking):
+            log.info("%s waits for the translation of %#x", self.name, lacking[0].address)
+            if not self._polled:
+                self._ear = ffi.new("struct vh_lane *", {"kick_fd": self.kick.fd, "off": lib.VH_LISTEN})
+                self._ear.kick_checked = not lib.vh_is_counter(self.kick.fd)
             return
         features, record, inflight = host.features, self._record(), 0
         if record is not None:
             inflight = record.part(self.index, self._size, packed=layout.packed)
         places = self._addresses.find(self._memory, layout, host.iotlb)
-        self._descriptors = places[0][0]
+        self._places, self._logged = places, self._addresses.logged(layout, host.iotlb)
         queue = Queue(
             self.index,
             layout,
@@ -463,8 +582,17 @@ class Ring:
         if host.log is None or not host.features & _LOG_ALL:
             queue.log_to(None)
             return
-        ring = self._descriptors if queue.packed else 0
-        queue.log_to(host.log, data=True, used=addresses.log, ring=ring)
+        ring = self._places[0][0] if queue.packed else 0
+        queue.log_to(host.log, data=True, used=self._logged, ring=ring)
+
+    def _log_place(self, addresses: RingAddresses) -> tuple[int | None] | None:
+        # Where the used ring is logged now; None: that is not known yet.
+        if addresses.log == addresses.used and self._host.iotlb is not None:
+            return (self._places[2][0],)
+        try:
+            return (addresses.logged(RingLayout(self._size, self._packed), self._host.iotlb),)
+        except GuestMemoryError:
+            return None
 
     def _reopen(self) -> None:
         if self.state.started and not self.broken:
@@ -475,24 +603,30 @@ class Ring:
         self._settle()
 
     def _settle(self) -> None:
-        if self._runner is not None or self.lane is None or self.broken:
+        if self._runner is not None or self.cdata is None or self.broken:
             return
         enabled = self.state.enabled
-        self._device.set_enabled(self.index, enabled)
+        if self.lane is not None:
+            self._device.set_enabled(self.index, enabled)
         if enabled or self._device.serves_disabled:
-            self.lane.cdata.off = 0
-            self.lane.cdata.look = 1
+            if not self.listening:
+                self.cdata.off = lib.VH_ON
+                self.cdata.look = 1
             self._runner = self._run(self)
 
     def _rest(self) -> None:
-        if self._runner is not None and self._queue is not None:
-            self._queue.pausing = True
+        if self._runner is not None:
+            if self._queue is not None:
+                self._queue.pausing = True
             self._runner.stop()
             self._runner = None
-            self._queue.pausing = False
+            if self._queue is not None:
+                self._queue.pausing = False
 
     def _halt(self) -> None:
         self._rest()
+        self._host.translations.leave(self)
+        self._suspended, self._ear = False, None
         lane, self.lane = self.lane, None
         if lane is None:
             return

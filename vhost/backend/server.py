@@ -163,7 +163,7 @@ class _Conversation:
 
     def _talk(self, session: Session) -> None:
         receive, send = self.stream.receive, self.stream.send
-        while not session.over and (read := receive(session.standing)) is not None:
+        while not session.over and (read := receive(session.standing, session.channel)) is not None:
             for answer, riding in session.feed(*read):
                 if not send(answer, riding, timeout=SEND_TIMEOUT):
                     return

@@ -22,6 +22,7 @@ from vhost.backend.offer import (
 )
 from vhost.backend.ring import Ring, Runner
 from vhost.backend.shared import Shared
+from vhost.backend.translations import Translations
 from vhost.devices.device import Device
 from vhost.errors import ProtocolError, VhostError
 from vhost.io.sockets import close_fds
@@ -156,6 +157,11 @@ class Session:
                     yield output
 
     @property
+    def channel(self) -> Translations:
+        """Says by its descriptor when it has something to do besides requests."""
+        return self._shared.translations
+
+    @property
     def standing(self) -> Standing | None:
         """Answers that may be given to what comes next without :meth:`feed`, None: to nothing now."""
         return self._standing if self._connection.idle else None
@@ -220,6 +226,8 @@ class Session:
         logging_only = features & ~_LOG_ALL == self._shared.features & ~_LOG_ALL
         with self._paused() if logging_only else self._memory_changed():
             self._tell_device(features)
+            if not logging_only:
+                self._shared.translations.clear()
             self._shared.set_features(features, self._connection.protocol_features)
         log.info("%s: virtio features %#x negotiated", self.device.name, features)
         if not features & _PROTOCOL_FEATURES:
@@ -279,6 +287,7 @@ class Session:
         for ring in self.rings:
             ring.stop()
             ring.apply(RingEvent.RESET_DEVICE)
+        self._shared.translations.rest()
         self.device.reset()
         self.device.negotiated(self._shared.features & ~_LOG_ALL)
 
@@ -291,7 +300,7 @@ class Session:
         with self._memory_changed():
             self.memory.replace(list(zip(specs, request.take_fds(), strict=True)))
             self._repeats.clear()
-            self._forget_translations()
+            self._shared.translations.clear()
 
     @_handles(fe.GetMaxMemSlots, before_owner=True)
     def _get_max_mem_slots(self, _: fe.GetMaxMemSlots, request: Request) -> U64:
@@ -307,6 +316,7 @@ class Session:
         self.memory.add(spec, request.take_fd())
         for ring in self.rings:
             ring.refresh()
+        self._shared.translations.retry()
 
     @_handles(fe.RemMemReg)
     def _rem_mem_reg(self, message: fe.RemMemReg, request: Request) -> None:
@@ -315,7 +325,7 @@ class Session:
             return
         with self._memory_changed():
             self.memory.remove(spec)
-            self._forget_translations()
+            self._shared.translations.clear()
 
     def _there(self, spec: RegionSpec) -> RegionSpec | None:
         # What REM_MEM_REG would remove.
@@ -342,36 +352,30 @@ class Session:
             stack.enter_context(ring.paused())
         return stack
 
-    def _forget_translations(self) -> None:
-        # They lead to memory that may be gone; the front-end is asked for those that are needed.
-        if self._shared.iotlb is not None:
-            self._shared.iotlb.clear()
-
     # ---- translations ----
 
     @_handles(fe.SetBackendReqFd, before_owner=True)  # as QEMU sends it
     def _set_backend_req_fd(self, _: fe.SetBackendReqFd, request: Request) -> None:
-        self._shared.set_channel(request.take_fd(), self._connection.protocol_features)
-        for ring in self.rings:
-            ring.translated()  # who had nobody to ask asks now
+        self._shared.translations.set_channel(request.take_fd(), self._connection.protocol_features)
 
     @_handles(fe.IotlbMsg)
     def _iotlb_msg(self, message: fe.IotlbMsg, request: Request) -> U64:
-        iotlb = self._shared.iotlb
-        if iotlb is None:
+        translations = self._shared.translations
+        if translations.iotlb is None:
             raise ProtocolError(
                 "addresses are not translated: that takes ACCESS_PLATFORM, BACKEND_REQ and REPLY_ACK"
             )
         if message.type == IotlbType.UPDATE:
             read, write = bool(message.perm & IotlbPerm.READ), bool(message.perm & IotlbPerm.WRITE)
-            iotlb.update(message.iova, message.size, message.user_addr, read=read, write=write)
-            for ring in self.rings:
-                ring.translated()
+            translations.update(message.iova, message.size, message.user_addr, read=read, write=write)
         elif message.type == IotlbType.INVALIDATE:
+            gone = message.iova, message.size
+            known = translations.known(*gone)
             with ExitStack() as stack:
                 for ring in self.rings:
-                    stack.enter_context(ring.without(message.iova, message.size))
-                iotlb.invalidate(message.iova, message.size)
+                    if known or ring.uses(*gone):
+                        stack.enter_context(ring.without(*gone))
+                translations.invalidate(*gone)
         else:
             raise ProtocolError(
                 f"IOTLB_MSG of type {message.type}; a front-end updates (2) or invalidates (3)"
@@ -441,10 +445,14 @@ class Session:
 
     @_handles(fe.GetVringBase)
     def _get_vring_base(self, message: fe.GetVringBase, request: Request) -> VringBase:
-        return VringBase(message.index, self._ring(message.index).stop())
+        base = self._ring(message.index).stop()
+        if not any(ring.state.started for ring in self.rings):
+            self._shared.translations.rest()
+        return VringBase(message.index, base)
 
     @_handles(fe.SetVringKick)
     def _set_vring_kick(self, message: fe.SetVringKick, request: Request) -> None:
+        self._shared.translations.begin()
         self._ring(message.index).set_kick(_optional_fd(message.no_fd, request))
 
     @_handles(fe.SetVringCall)

@@ -1,26 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What the rings of a connection share besides memory: features, translations, dirty log, inflight region."""
 
-import os
-import socket
 from collections.abc import Collection
-from threading import Lock
 
 from vhost.backend.notifier import Notifier
-from vhost.errors import GuestMemoryError, RemoteProtocolError
+from vhost.backend.translations import Translations
 from vhost.mem import DirtyLog, GuestMemory, InflightRegion, InflightSpec, Iotlb
-from vhost.protocol import (
-    BackendIotlbMsg,
-    Channel,
-    Connection,
-    IotlbPerm,
-    IotlbType,
-    ProtocolFeature,
-    Quirks,
-    Side,
-    VirtioFeature,
-)
-from vhost.virtqueue import Miss
+from vhost.protocol import ProtocolFeature, Quirks, VirtioFeature
 
 __all__ = ("Shared",)
 
@@ -40,16 +26,18 @@ class Shared:
         self.quirks = quirks
         #: Virtio features that are acknowledged.
         self.features = 0
-        #: Translations, where addresses are translated; None: they are guest-physical.
-        self.iotlb: Iotlb | None = None
+        #: Where addresses are I/O addresses.
+        self.translations = Translations(memory)
         self.log: DirtyLog | None = None
         self.inflight: InflightRegion | None = None
         self._memory = memory
         self._old: list[InflightRegion] = []
         self._notify = Notifier("log descriptor")
-        self._channel: socket.socket | None = None
-        self._requests = Connection(Channel.BACKEND, Side.REQUESTER, quirks=self.quirks)
-        self._lock = Lock()
+
+    @property
+    def iotlb(self) -> Iotlb | None:
+        """What is known of translations; None: addresses are guest-physical."""
+        return self.translations.iotlb
 
     @property
     def packed(self) -> bool:
@@ -65,56 +53,8 @@ class Shared:
     def set_features(self, features: int, protocol_features: int) -> None:
         """What is negotiated now: SET_FEATURES or SET_PROTOCOL_FEATURES, while all rings are paused."""
         self.features = features
-        self._requests.protocol_features = protocol_features
-        if not self.translates(features, protocol_features):
-            self.iotlb = None
-        elif self.iotlb is None:
-            self.iotlb = Iotlb(self._memory)
-
-    # ---- the back-end request channel ----
-
-    def set_channel(self, fd: int, protocol_features: int) -> None:
-        """SET_BACKEND_REQ_FD.
-
-        :raises RemoteProtocolError: it is no stream socket.
-        """
-        try:
-            channel = socket.socket(fileno=fd)
-        except OSError as error:
-            os.close(fd)
-            raise RemoteProtocolError(f"the descriptor for back-end requests: {error.strerror}") from error
-        if channel.type != socket.SOCK_STREAM:
-            channel.close()
-            raise RemoteProtocolError("the descriptor for back-end requests is no stream socket")
-        channel.setblocking(False)
-        with self._lock:
-            if self._channel is not None:
-                self._channel.close()
-            self._channel = channel
-            self._requests = Connection(Channel.BACKEND, Side.REQUESTER, quirks=self.quirks)
-            self._requests.protocol_features = protocol_features
-
-    def translate(self, miss: Miss) -> None:
-        """Ask the front-end for a translation, which it sends when it has one; from any thread.
-
-        :raises GuestMemoryError: there is no way to ask.
-        """
-        perm = IotlbPerm.WRITE if miss.write else IotlbPerm.READ
-        message = BackendIotlbMsg(miss.address, miss.size, 0, int(perm), int(IotlbType.MISS))
-        with self._lock:
-            if self._channel is None:
-                raise GuestMemoryError(
-                    f"I/O address {miss.address:#x} has no translation, and without SET_BACKEND_REQ_FD "
-                    f"there is nobody to ask for it"
-                )
-            self._requests.features = self.features
-            data, _ = self._requests.send(message, need_reply=False)
-            try:
-                sent = self._channel.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-        if sent < len(data):
-            raise GuestMemoryError("the front-end does not read requests of the back-end")
+        self.translations.features = features
+        self.translations.switch(self.translates(features, protocol_features))
 
     # ---- the dirty log ----
 
@@ -172,16 +112,11 @@ class Shared:
 
     def close(self) -> None:
         """No ring is there any more."""
-        if self.iotlb is not None:
-            # It holds on to guest memory, however long somebody holds on to this.
-            self.iotlb.clear()
+        self.translations.close()
         self.close_log()
         for region in (*self._old, self.inflight):
             if region is not None:
                 region.close()
         self._old.clear()
         self.inflight = None
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
         self._notify.close()

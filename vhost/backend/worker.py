@@ -157,7 +157,7 @@ class _Worker:
             self._resumed.release()
 
     def _take(self, rings: "list[Ring]") -> None:
-        lanes = [ring.lane.cdata for ring in rings if ring.lane is not None]
+        lanes = [ring.cdata for ring in rings if ring.cdata is not None]
         assert len(lanes) == len(rings)
         self._keep = ffi.new("struct vh_lane *[]", lanes), ffi.new("uint64_t[]", 2 * len(lanes) + 1), lanes
         self._core.lane, self._core.poll = self._keep[:2]
@@ -193,6 +193,8 @@ class _Worker:
             ring.handle()
         elif event == lib.VH_W_SERVED:
             ring.attend(self._core.served)
+        elif event == lib.VH_W_HEARD:
+            ring.heard()
         else:
             ring.fail(f"its kick descriptor has failed: {_reason(self._core.error)}")
 

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vhost._core import ffi, lib
 from vhost.io.sockets import HasFileno, send_all
@@ -15,6 +15,15 @@ from vhost.io.sockets import HasFileno, send_all
 __all__ = ("Standing", "Stream")
 
 _STOPPED: Final[int] = lib.VH_STREAM_STOPPED
+_OTHER: Final[int] = lib.VH_STREAM_OTHER
+
+
+class HasReady(Protocol):
+    """Has something to do whenever its descriptor is readable."""
+
+    def fileno(self) -> int: ...
+
+    def ready(self) -> None: ...
 
 
 class Standing:
@@ -43,6 +52,7 @@ class Stream:
         self._stop = stop
         self._stream = ffi.new("struct vh_stream *")
         self._stream.fd = -1
+        self._stream.other = -1
         self._stream.stop = -1 if stop is None else stop.fileno()
         self._stream.size, self._stream.data = size, self._data
         self._standing: Standing | None = None
@@ -65,10 +75,13 @@ class Stream:
                 raise OSError(-result, os.strerror(-result))
         return True
 
-    def receive(self, standing: Standing | None = None) -> tuple[bytes, list[int]] | None:
+    def receive(
+        self, standing: Standing | None = None, other: HasReady | None = None
+    ) -> tuple[bytes, list[int]] | None:
         """Wait for bytes; None once `stop` is readable. Otherwise like :func:`recv_fds`.
 
         :param standing: what comes alone and has an answer here is answered, and not returned.
+        :param other: something else to attend to while nothing comes.
         :raises OSError: as the system reports it.
         """
         stream = self._stream
@@ -76,9 +89,14 @@ class Stream:
             self._standing = standing
             stream.standing = ffi.NULL if standing is None else standing.cdata
             stream.n_standing = 0 if standing is None else len(standing.cdata)
+        stream.other = -1 if other is None else other.fileno()
         while (n := lib.vh_stream_receive(stream)) < 0:
             if n == _STOPPED:
                 return None
+            if n == _OTHER:
+                assert other is not None
+                other.ready()
+                continue
             if n != -errno.EINTR:
                 raise OSError(-n, os.strerror(-n))
         count = stream.n_fds

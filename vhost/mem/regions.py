@@ -60,9 +60,12 @@ class Region:
     :param guard: slot of ``vh_guard_add``, 0: none.
     :param source: what parts of it are mapped from, if there is no view.
     :param mapping: in place of a view: owns the mapping; the view is made when it is first asked for.
+    :param readable: whether devices may read here.
     """
 
-    __slots__ = ("spec", "address", "writable", "guard", "source", "_view", "_mapping", "__weakref__")
+    __slots__ = (
+        "spec", "address", "writable", "readable", "guard", "source", "_view", "_mapping", "__weakref__"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -73,10 +76,12 @@ class Region:
         guard: int = 0,
         source: object = None,
         mapping: object = None,
+        readable: bool = True,
     ) -> None:
         self.spec: Final = spec
         self.address: Final = address
         self.writable: Final = writable
+        self.readable: Final = readable
         self.guard: Final = guard
         self.source: Final = source
         self._view = view

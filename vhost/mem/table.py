@@ -244,7 +244,7 @@ class Draft:
         spec = RegionSpec(iova, n, iova)  # nobody looks for translations by their user address
         self.add(spec)
         address, writable = region.address + offset, write and region.writable
-        self.back(Region(spec, None, address, writable, region.guard, mapping=region))
+        self.back(Region(spec, None, address, writable, region.guard, mapping=region, readable=read))
         entry = self.cdata.region[lib.vh_mem_back(self.cdata, iova, address, region.guard, 0, writable)]
         entry.log, entry.readable = region.spec.guest_addr + offset, read
 

@@ -18,6 +18,9 @@ BATCH = 64
 # Pieces a batch has room for beyond its longest chain: buffers of the others, and region borders.
 PIECES = 1024
 
+# Buffers without a translation that are looked for at once.
+LACKS = 64
+
 # By enum vh_error of csrc/api/*.h; the two numbers are vh_queue.info.
 _WORDS = {
     lib.VH_E_AVAIL_JUMP: "the avail index is {0}, but the last entry taken was {1}: more than the ring holds",
@@ -345,6 +348,21 @@ class Queue:
             self.miss = Miss(address, size, self._q.miss == 2)
         elif n < 0:
             raise VirtqueueError(self.error())
+
+    def lacking(self) -> tuple[list[Miss], list[Miss]]:
+        """Translations for want of which nothing is popped, after :attr:`miss` was set, which this takes.
+
+        :returns: what the next chain lacks, never empty, and what those behind it do.
+        """
+        first, self.miss = self.miss, None
+        table = self._source.table
+        found = ffi.new("struct vh_lack[]", LACKS)
+        n = lib.vh_lacking(self._q, table.cdata, found, LACKS)
+        next_one = [Miss(lack.addr, lack.len, bool(lack.write)) for lack in found[0:n] if not lack.chain]
+        behind = [Miss(lack.addr, lack.len, bool(lack.write)) for lack in found[0:n] if lack.chain]
+        if first is not None and not next_one:
+            next_one = [first]
+        return next_one, behind
 
     def close(self) -> None:
         """Give the ring's memory back. Whoever still has the queue finds it empty from now on."""
