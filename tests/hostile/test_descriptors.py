@@ -3,62 +3,32 @@
 
 import fcntl
 import os
-import socket
 
 from tests.backend.peer import (
     FEATURES,
-    PROTOCOL_FEATURES,
     RAM_SIZE,
     USER,
-    DriverRing,
-    Peer,
     footprint,
     readable,
 )
 from tests.backend.serving import Serving
+from tests.backend.translated import ALL, IOVA, TRANSLATED, Translated
 from tests.hostile.raw import good_request
 from vhost.protocol import (
     GetVringBase,
     IotlbMsg,
     IotlbType,
-    ProtocolFeature,
     ResetOwner,
-    SetBackendReqFd,
     SetFeatures,
     SetLogFd,
     SetMemTable,
     SetOwner,
-    SetVringAddr,
     SetVringEnable,
     SetVringKick,
     VirtioFeature,
 )
 
-IOVA = 0x100000
 FULL = 2**64 - 2
-
-
-class Translated(Peer):
-    """A front-end whose rings and buffers have I/O addresses."""
-
-    gpa = IOVA
-
-    def addresses(self, ring: DriverRing) -> SetVringAddr:
-        place = IOVA + ring.offset
-        return SetVringAddr(ring.index, 0, place, place + 0x2000, place + 0x1000, 0)
-
-    def begin(self) -> socket.socket:
-        """All but rings; the end of the channel on which the back-end asks."""
-        self.negotiate(TRANSLATED, PROTOCOL_FEATURES | ProtocolFeature.BACKEND_REQ)
-        self.share()
-        ours, theirs = socket.socketpair()
-        self.do(SetBackendReqFd(), [theirs.fileno()])
-        theirs.close()
-        return ours
-
-
-TRANSLATED = FEATURES | VirtioFeature.ACCESS_PLATFORM
-ALL = IotlbMsg(IOVA, RAM_SIZE, USER, 3, IotlbType.UPDATE)
 
 
 def block(fd: int) -> None:
@@ -91,21 +61,14 @@ def test_a_full_call_descriptor_that_blocks(server: Serving) -> None:
 
 def test_a_full_channel_that_blocks(server: Serving) -> None:
     with server.connect(Translated) as peer:
-        peer.negotiate(TRANSLATED, PROTOCOL_FEATURES | ProtocolFeature.BACKEND_REQ)
-        peer.share()
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            theirs.setblocking(False)
-            peer.do(SetBackendReqFd(), [theirs.fileno()])
-            try:
-                while True:
-                    theirs.send(bytes(4096))
-            except BlockingIOError:
-                theirs.setblocking(True)
-            ring = peer.ring()
-            peer.describe(ring)
-            peer.refused(SetVringKick(0), [ring.kick])
-            server.lines.wait("does not read requests of the back-end", level="WARNING")
+        peer.begin()
+        sent = peer.fill(blocking=True)
+        ring = peer.ring()
+        peer.start(ring)
+        ring.kick_it()
+        peer.do(SetOwner())
+        peer.drain(sent)
+        peer.serve()
     good_request(server)
 
 
@@ -124,7 +87,8 @@ def test_log_descriptors_that_cannot_be_notified(server: Serving) -> None:
 
 def test_translations_end_with_their_feature(server: Serving) -> None:
     """A ring that runs while ACCESS_PLATFORM goes and comes does not keep what it knew before."""
-    with server.connect(Translated) as peer, peer.begin():
+    with server.connect(Translated) as peer:
+        peer.begin()
         half = RAM_SIZE // 2
         for at in (0, half):
             peer.do(IotlbMsg(IOVA + at, half, USER + at, 3, IotlbType.UPDATE))
@@ -158,7 +122,8 @@ def test_a_ring_that_starts_again_is_served_once(server: Serving) -> None:
     """What was said for a ring in the same breath as it is stopped and started is not said twice."""
     looks = 0
 
-    with server.connect(Translated) as peer, peer.begin():
+    with server.connect(Translated) as peer:
+        peer.begin()
         peer.do(ALL)
         ring = peer.ring()
         peer.describe(ring)

@@ -2,7 +2,7 @@
 """Translations of I/O addresses: what is known, what was asked for, and which rings wait for it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Final, Protocol
@@ -41,6 +41,7 @@ class _Asked:
     write: bool
     waiting: set[Waiter] = field(default_factory=set)
     sent: bool = False
+    read: bool = False  # the front-end has read it
     lost: bool = False  # its answer was of no use: asked for again only when there is a reason
 
     @property
@@ -135,11 +136,13 @@ class Translations:
         :returns: False: there is nothing to wait for, all is known.
         """
         with self._lock:
-            again = again and self._channel is not None and self._channel.read
+            if again:
+                self._look()
             self._leave(ring)
             waits: set[_Asked] = set()
-            for miss in needed:
-                for entry in self._entries(miss, again):
+            # What is asked for writing will mostly be readable too.
+            for miss in sorted(needed, key=_writes_first):
+                for entry in self._entries(miss, again, waits):
                     if len(waits) == _MOST:
                         break
                     waits.add(entry)
@@ -148,7 +151,7 @@ class Translations:
                 return False
             self._waits[ring] = waits
             for miss in ahead:
-                for _ in self._entries(miss, False):
+                for _ in self._entries(miss):
                     if len(self._asked) >= _LIMIT:
                         break
             if len(self._asked) > _LIMIT:
@@ -196,6 +199,14 @@ class Translations:
         with self._lock:
             self.taken_back += 1
             self.iotlb.invalidate(iova, size)
+            self._look()
+            for entry in self._asked:
+                # What the front-end could not answer so far may have an answer now.
+                if entry.read and entry.address < iova + size and iova < entry.end:
+                    entry.lost = True
+                    if entry.waiting:
+                        self._again(entry)
+            self._flush()
 
     def known(self, iova: int, size: int) -> bool:
         """Whether anything is known of these addresses."""
@@ -252,13 +263,14 @@ class Translations:
 
     # ---- behind the lock ----
 
-    def _entries(self, miss: Miss, again: bool) -> Iterator[_Asked]:
-        # The ranges that make up what is lacking, entered where they are not yet.
+    def _entries(self, miss: Miss, again: bool = False, own: Collection[_Asked] = ()) -> Iterator[_Asked]:
+        # The ranges that make up what is lacking, entered where they are not yet. A ring that asks for one to
+        # write it reads it with the same answer.
         assert self.iotlb is not None
         for start, n in self.iotlb.lacking(miss.address, miss.size, write=miss.write):
             at, end = start, start + n
             while at < end:
-                entry = next((e for e in self._asked if e.covers(at, write=miss.write)), None)
+                entry = self._find(at, own, write=miss.write)
                 if entry is None:
                     stop = min(end, (at // self._grain + 1) * self._grain)
                     same = (e.address for e in self._asked if e.write == miss.write)
@@ -266,14 +278,26 @@ class Translations:
                     entry = _Asked(at, stop, miss.write)
                     self._asked[entry] = None
                     self._unsent[entry] = IotlbType.MISS
-                elif entry.lost or (again and entry.sent):
+                elif entry.lost or (again and entry.read):
                     self._again(entry)
                 yield entry
                 at = entry.page_end
 
+    def _find(self, address: int, own: Collection[_Asked], *, write: bool) -> _Asked | None:
+        for entry in own if not write else ():
+            if entry.covers(address, write=True):
+                return entry
+        return next((entry for entry in self._asked if entry.covers(address, write=write)), None)
+
     def _again(self, entry: _Asked) -> None:
-        entry.sent = entry.lost = False
+        entry.sent = entry.read = entry.lost = False
         self._unsent[entry] = IotlbType.MISS
+
+    def _look(self) -> None:
+        # A front-end that has read all, and does not answer some of it, has no answer to that.
+        if self._channel is not None and self._channel.read:
+            for entry in self._asked:
+                entry.read = entry.sent
 
     def _leave(self, ring: Waiter) -> None:
         for entry in self._waits.pop(ring, ()):
@@ -300,9 +324,7 @@ class Translations:
         awake: dict[Waiter, None] = {}
         for entry, left in served:
             self._remove(entry)
-            more = [
-                piece for address, n in left for piece in self._entries(Miss(address, n, entry.write), False)
-            ]
+            more = [piece for address, n in left for piece in self._entries(Miss(address, n, entry.write))]
             for ring in entry.waiting:
                 waits = self._waits[ring]
                 waits.discard(entry)
@@ -336,3 +358,7 @@ class Translations:
             if kind is IotlbType.MISS:
                 entry.sent = True
                 self.asked += 1
+
+
+def _writes_first(miss: Miss) -> bool:
+    return not miss.write

@@ -147,8 +147,8 @@ class Vring:
     def addresses(self) -> SetVringAddr:
         """Where the parts of the ring are, and whether what is written to them is logged.
 
-        The log address is the used part's, logged or not: some back-ends let nothing but the flag change
-        while the ring runs.
+        The log address is the used part's, an I/O address with an IOMMU, logged or not: some back-ends let
+        nothing but the flag change while the ring runs.
         """
         parts = self._parts[:3]
         if self._options.iommu is None:
@@ -156,7 +156,7 @@ class Vring:
         else:
             desc, avail, used = map(self.address, parts)
         flags = VringFlag.LOG if self.logged else 0
-        return SetVringAddr(self.index, flags, desc, used, avail, parts[2].gpa)
+        return SetVringAddr(self.index, flags, desc, used, avail, self.address(parts[2]))
 
     def kick(self) -> None:
         """Tell the device to look at the ring, unless it does so by itself."""
