@@ -120,6 +120,10 @@ class DriverRing:
             if not self.driver.calls_on():
                 assert readable(self.call), f"ring {self.index}: no call"
                 os.eventfd_read(self.call)
+        return self.taken(used)
+
+    def taken(self, used: Sequence[tuple[int, int]]) -> bytes:
+        """What the device wrote to the one used chain."""
         ((head, written),) = used
         place = self._answers.pop(head, self.data + 0x10000)
         return bytes(self.peer.view[place : place + written])

@@ -30,6 +30,9 @@ TRANSLATED = FEATURES | VirtioFeature.ACCESS_PLATFORM
 PROTOCOL = PROTOCOL_FEATURES | ProtocolFeature.BACKEND_REQ | ProtocolFeature.LOG_SHMFD
 READ, WRITE, BOTH = 1, 2, 3
 
+# Seconds in which nothing comes where nothing is to come.
+QUIET = 0.05
+
 ALL = IotlbMsg(IOVA, RAM_SIZE, USER, BOTH, IotlbType.UPDATE)
 NOTHING = IotlbMsg(0, 1 << 63, 0, 0, IotlbType.INVALIDATE)
 
@@ -124,12 +127,17 @@ class Translated(Peer):
         assert isinstance(event.message, BackendIotlbMsg)
         return event.message
 
-    def all_asked(self, timeout: float = 0.2) -> list[BackendIotlbMsg]:
-        """Messages of the back-end, until it has nothing more to ask for a while."""
-        found = []
-        while (message := self.asked(timeout)) is not None:
-            found.append(message)
-        return found
+    def ask_for(self, count: int) -> list[BackendIotlbMsg]:
+        """What the back-end asks for next: so many ranges and no others, though it may repeat one when it is
+        kicked."""
+        found: dict[BackendIotlbMsg, None] = {}
+        while len(found) < count:
+            message = self.asked()
+            assert message is not None, f"{len(found)} messages, not {count}: {list(found)}"
+            found[message] = None
+        while (message := self.asked(QUIET)) is not None:
+            assert message in found, f"{count} messages {list(found)}, and then {message}"
+        return list(found)
 
     def map(self, iova: int, perm: int = BOTH) -> None:
         """Tell the translation of a page."""
@@ -137,11 +145,30 @@ class Translated(Peer):
         user = self.moved.get(page, page - IOVA + USER)
         self.do(IotlbMsg(page, PAGE, user, perm, IotlbType.UPDATE))
 
-    def serve(self, timeout: float = 0.2) -> list[BackendIotlbMsg]:
-        """Answer page by page until nothing more is asked; all that was."""
+    def serve(self, count: int) -> list[BackendIotlbMsg]:
+        """Answer `count` messages one by one, page by page."""
         found = []
-        while (message := self.asked(timeout)) is not None:
+        for _ in range(count):
+            message = self.asked()
+            assert message is not None, f"{len(found)} messages, not {count}: {found}"
             assert message.type == IotlbType.MISS
             self.map(message.iova)
             found.append(message)
         return found
+
+    def answer(self, ring: DriverRing) -> tuple[bytes, int]:
+        """The answer to a request, once the back-end has been told all that it asks for, and how many ranges
+        that was."""
+        assert self.channel is not None
+        asked: set[int] = set()
+        while not (used := ring.driver.poll(1)):
+            if (message := self.asked(0)) is not None:
+                assert message.type == IotlbType.MISS
+                self.map(message.iova)
+                asked.add(message.iova)
+            elif not ring.driver.calls_on():
+                ready, _, _ = select.select([self.channel, ring.call], [], [], TIMEOUT)
+                assert ready, f"ring {ring.index}: no call, and nothing asked"
+                if ring.call in ready:
+                    os.eventfd_read(ring.call)
+        return ring.taken(used), len(asked)

@@ -68,7 +68,7 @@ def test_a_full_channel_that_blocks(server: Serving) -> None:
         ring.kick_it()
         peer.do(SetOwner())
         peer.drain(sent)
-        peer.serve()
+        peer.serve(3)
     good_request(server)
 
 

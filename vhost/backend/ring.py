@@ -458,6 +458,7 @@ class Ring:
         # The answer may be there before this returns.
         lane.cdata.off = lib.VH_LISTEN
         lane.queue.kicks_past()
+        self.kick.drain()  # whatever it was for is seen now
         self._seek(lane)
 
     def _seek(self, lane: Lane, *, again: bool = False) -> None:

@@ -41,7 +41,9 @@ class _Asked:
     write: bool
     waiting: set[Waiter] = field(default_factory=set)
     sent: bool = False
-    read: bool = False  # the front-end has read it
+    read: bool = False  # by the front-end
+    turn: int = 0  # when it was sent
+    probe: bool = False  # sent again, to see what becomes of those before it
     lost: bool = False  # its answer was of no use: asked for again only when there is a reason
 
     @property
@@ -132,19 +134,21 @@ class Translations:
         """Have `ring` wait until all that is needed is known, and ask for what nobody has asked for yet.
 
         :param ahead: what it will need next, and does not wait for.
-        :param again: also ask for what the front-end has been asked for and has not answered.
+        :param again: find out whether the front-end has been asked and will not answer: ask it once more for
+            the first range, and when it answers, for all that it was asked for before and left out.
         :returns: False: there is nothing to wait for, all is known.
         """
         with self._lock:
-            if again:
-                self._look()
             self._leave(ring)
             waits: set[_Asked] = set()
             # What is asked for writing will mostly be readable too.
             for miss in sorted(needed, key=_writes_first):
-                for entry in self._entries(miss, again, waits):
+                for entry in self._entries(miss, waits):
                     if len(waits) == _MOST:
                         break
+                    if again:
+                        self._try_again(entry)
+                        again = False
                     waits.add(entry)
                     entry.waiting.add(ring)
             if not waits:
@@ -263,7 +267,7 @@ class Translations:
 
     # ---- behind the lock ----
 
-    def _entries(self, miss: Miss, again: bool = False, own: Collection[_Asked] = ()) -> Iterator[_Asked]:
+    def _entries(self, miss: Miss, own: Collection[_Asked] = ()) -> Iterator[_Asked]:
         # The ranges that make up what is lacking, entered where they are not yet. A ring that asks for one to
         # write it reads it with the same answer.
         assert self.iotlb is not None
@@ -278,7 +282,7 @@ class Translations:
                     entry = _Asked(at, stop, miss.write)
                     self._asked[entry] = None
                     self._unsent[entry] = IotlbType.MISS
-                elif entry.lost or (again and entry.read):
+                elif entry.lost:
                     self._again(entry)
                 yield entry
                 at = entry.page_end
@@ -290,7 +294,7 @@ class Translations:
         return next((entry for entry in self._asked if entry.covers(address, write=write)), None)
 
     def _again(self, entry: _Asked) -> None:
-        entry.sent = entry.read = entry.lost = False
+        entry.sent = entry.read = entry.lost = entry.probe = False
         self._unsent[entry] = IotlbType.MISS
 
     def _look(self) -> None:
@@ -298,6 +302,12 @@ class Translations:
         if self._channel is not None and self._channel.read:
             for entry in self._asked:
                 entry.read = entry.sent
+
+    def _try_again(self, entry: _Asked) -> None:
+        self._look()
+        if entry.read:
+            self._again(entry)
+            entry.probe = True
 
     def _leave(self, ring: Waiter) -> None:
         for entry in self._waits.pop(ring, ()):
@@ -324,6 +334,10 @@ class Translations:
         awake: dict[Waiter, None] = {}
         for entry, left in served:
             self._remove(entry)
+            if entry.probe:
+                for other in self._asked:
+                    if other.sent and other.turn < entry.turn:
+                        self._again(other)
             more = [piece for address, n in left for piece in self._entries(Miss(address, n, entry.write))]
             for ring in entry.waiting:
                 waits = self._waits[ring]
@@ -356,8 +370,8 @@ class Translations:
                 return
             del self._unsent[entry]
             if kind is IotlbType.MISS:
-                entry.sent = True
                 self.asked += 1
+                entry.sent, entry.turn = True, self.asked
 
 
 def _writes_first(miss: Miss) -> bool:
