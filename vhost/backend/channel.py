@@ -10,7 +10,7 @@ import termios
 from typing import Final
 
 from vhost.errors import RemoteProtocolError
-from vhost.protocol import BackendMessage, Channel, Connection, Side
+from vhost.protocol import BackendMessage, Channel, Connection, Quirks, Side
 
 __all__ = ("RequestChannel", "Watch")
 
@@ -49,12 +49,13 @@ class RequestChannel:
 
     :param fd: from SET_BACKEND_REQ_FD, taken over.
     :param watch: is readable when :meth:`take` should be called.
+    :param quirks: how far to go along with the front-end.
     :raises RemoteProtocolError: it is no stream socket.
 
     Synchronization: none.
     """
 
-    def __init__(self, fd: int, watch: Watch, protocol_features: int) -> None:
+    def __init__(self, fd: int, watch: Watch, quirks: Quirks) -> None:
         try:
             self._sock = socket.socket(fileno=fd)
         except OSError as error:
@@ -64,17 +65,20 @@ class RequestChannel:
             self._sock.close()
             raise RemoteProtocolError("the descriptor for back-end requests is no stream socket")
         self._sock.setblocking(False)
-        self._connection = Connection(Channel.BACKEND, Side.REQUESTER)
-        self._connection.protocol_features = protocol_features
+        self._connection = Connection(Channel.BACKEND, Side.REQUESTER, quirks=quirks)
         self._watch = watch
         self._rest = b""  # of a request of which a part has gone
         self._crowded = False
         watch.add(self._sock)
 
-    def send(self, message: BackendMessage, features: int) -> bool:
-        """Send a request; False: there is no room, and :meth:`take` is called when there is."""
+    def send(self, message: BackendMessage, features: int, protocol_features: int) -> bool:
+        """Send a request; False: there is no room, and :meth:`take` is called when there is.
+
+        :param features: what is negotiated now; :param protocol_features: likewise.
+        """
         if self._flush():
             self._connection.features = features
+            self._connection.protocol_features = protocol_features
             data, _ = self._connection.send(message, need_reply=False)
             sent = self._write(data)
             if sent:

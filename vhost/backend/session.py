@@ -356,7 +356,7 @@ class Session:
 
     @_handles(fe.SetBackendReqFd, before_owner=True)  # as QEMU sends it
     def _set_backend_req_fd(self, _: fe.SetBackendReqFd, request: Request) -> None:
-        self._shared.translations.set_channel(request.take_fd(), self._connection.protocol_features)
+        self._shared.translations.set_channel(request.take_fd())
 
     @_handles(fe.IotlbMsg)
     def _iotlb_msg(self, message: fe.IotlbMsg, request: Request) -> U64:

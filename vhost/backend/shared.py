@@ -27,7 +27,7 @@ class Shared:
         #: Virtio features that are acknowledged.
         self.features = 0
         #: Where addresses are I/O addresses.
-        self.translations = Translations(memory)
+        self.translations = Translations(memory, quirks)
         self.log: DirtyLog | None = None
         self.inflight: InflightRegion | None = None
         self._memory = memory
@@ -53,7 +53,7 @@ class Shared:
     def set_features(self, features: int, protocol_features: int) -> None:
         """What is negotiated now: SET_FEATURES or SET_PROTOCOL_FEATURES, while all rings are paused."""
         self.features = features
-        self.translations.features = features
+        self.translations.features, self.translations.protocol_features = features, protocol_features
         self.translations.switch(self.translates(features, protocol_features))
 
     # ---- the dirty log ----

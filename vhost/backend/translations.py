@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from vhost.backend.channel import RequestChannel, Watch
 from vhost.mem import GuestMemory, Iotlb
-from vhost.protocol import BackendIotlbMsg, IotlbPerm, IotlbType
+from vhost.protocol import BackendIotlbMsg, IotlbPerm, IotlbType, Quirks
 from vhost.virtqueue import Miss
 
 __all__ = ("Translations", "Waiter")
@@ -67,17 +67,19 @@ class Translations:
     that is kicked asks again then.
 
     :param memory: where translations lead.
+    :param quirks: how far to go along with the front-end.
 
     :ivar iotlb: what is known; None: addresses are not translated.
     :ivar asked: requests that were sent, :ivar received: translations that came, :ivar taken_back:
         invalidations, :ivar reopened: rings that had to be set up anew after one.
     """
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, quirks: Quirks) -> None:
         self.iotlb: Iotlb | None = None
-        self.features = 0
+        self.features = self.protocol_features = 0
         self.asked = self.received = self.taken_back = self.reopened = 0
         self._memory = memory
+        self._quirks = quirks
         self._lock = Lock()
         self._watch: Watch | None = None
         self._channel: RequestChannel | None = None
@@ -95,14 +97,14 @@ class Translations:
 
     # ---- the channel ----
 
-    def set_channel(self, fd: int, protocol_features: int) -> None:
+    def set_channel(self, fd: int) -> None:
         """SET_BACKEND_REQ_FD: ask there from now on, for all that is unanswered.
 
         :raises RemoteProtocolError: it is no stream socket.
         """
         if self._watch is None:
             self._watch = Watch()
-        channel = RequestChannel(fd, self._watch, protocol_features)
+        channel = RequestChannel(fd, self._watch, self._quirks)
         with self._lock:
             if self._channel is not None:
                 self._channel.close()
@@ -366,7 +368,7 @@ class Translations:
         channel = self._channel
         while channel is not None and self._unsent:
             entry, kind = next(iter(self._unsent.items()))
-            if not channel.send(entry.message(kind), self.features):
+            if not channel.send(entry.message(kind), self.features, self.protocol_features):
                 return
             del self._unsent[entry]
             if kind is IotlbType.MISS:
