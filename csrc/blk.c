@@ -2,8 +2,13 @@
 /* What the data paths of virtio-blk have in common and is not needed for every request. */
 #include "blk.h"
 
-uint32_t vh_blk_other(const struct vh_blk *disk, const struct vh_blk_request *r, enum blk_kind kind)
+uint32_t vh_blk_other(const struct vh_blk *disk, struct vh_queue *q, struct vh_batch *b, uint32_t i,
+                      const struct vh_blk_request *r, enum blk_kind kind)
 {
+    if (kind == BLK_LONG) {
+        vh_put_back(q, b, i ? i : 1);
+        return !i;
+    }
     if (kind == BLK_PYTHON)
         return 1;
     if (kind == BLK_GET_ID)

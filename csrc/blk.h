@@ -21,8 +21,11 @@ enum blk_kind {
     BLK_OUT = 1,
     BLK_FLUSH = 4,
     BLK_GET_ID = 8,
+    BLK_DISCARD = 11,
+    BLK_WRITE_ZEROES = 13,
     BLK_REFUSED = 256, /* beyond the end, not in sectors, or a write to what is read-only */
-    BLK_PYTHON = 257,  /* rare or malformed: the device's process() has the words for it */
+    BLK_PYTHON = 257,  /* malformed or unknown: the device's process() has the words for it */
+    BLK_LONG = 258,    /* process() serves it too, in steps: it may take long */
 };
 
 static inline void blk_init(struct vh_blk_path *p, struct vh_blk *disk,
@@ -73,7 +76,7 @@ static inline bool blk_header(const struct vh_iov *iov, uint32_t n, uint64_t hea
 /*
  * Understand one request, whose fields are in the byte order of its ring. The header is read once; the pieces of the
  * batch stay as they are. For BLK_FLUSH and BLK_REFUSED only chain and status count, for BLK_GET_ID also data and len,
- * for BLK_PYTHON nothing.
+ * for BLK_PYTHON and BLK_LONG nothing.
  */
 static blk_always_inline enum blk_kind blk_parse(const struct vh_blk *disk, uint32_t flags, const struct vh_batch *b,
                                                  struct vh_chain *c, struct vh_blk_request *r, bool big)
@@ -99,6 +102,8 @@ static blk_always_inline enum blk_kind blk_parse(const struct vh_blk *disk, uint
         for (r->data = first, r->skip = BLK_HEADER; r->skip && r->skip >= r->data->len; r->data++)
             r->skip -= r->data->len;
     } else if (type != BLK_IN) {
+        if (type == BLK_DISCARD || type == BLK_WRITE_ZEROES)
+            return BLK_LONG;
         return type == BLK_FLUSH || type == BLK_GET_ID ? (enum blk_kind)type : BLK_PYTHON;
     } else if (c->read_len != BLK_HEADER) {
         return BLK_PYTHON;
@@ -119,8 +124,12 @@ static inline void blk_finish(const struct vh_blk_request *r, bool ok)
     r->chain->state = VH_DONE;
 }
 
-/* Answer what is neither a transfer nor a flush. Returns the number of requests left to Python. */
-uint32_t vh_blk_other(const struct vh_blk *disk, const struct vh_blk_request *r, enum blk_kind kind);
+/*
+ * Answer what is neither a transfer nor a flush, the request of chain i. Returns the number of requests left to Python.
+ * One that may take long ends the batch: it is the only one in it, or goes back to the ring with what is behind it.
+ */
+uint32_t vh_blk_other(const struct vh_blk *disk, struct vh_queue *q, struct vh_batch *b, uint32_t i,
+                      const struct vh_blk_request *r, enum blk_kind kind);
 
 /* Whether the kernel takes the data where they are. */
 bool vh_blk_aligned(const struct vh_blk_path *p, const struct vh_blk_request *r);

@@ -83,7 +83,7 @@ static void run(struct vh_blk_path *p, struct job *jobs, uint32_t n, bool throug
         blk_finish(&jobs[i].r, (good && !(through && jobs[i].out)) || vh_blk_move(p, &jobs[i].r, jobs[i].out));
 }
 
-static blk_always_inline uint32_t serve_all(struct vh_blk_path *p, struct vh_batch *b, bool big)
+static blk_always_inline uint32_t serve_all(struct vh_blk_path *p, struct vh_queue *q, struct vh_batch *b, bool big)
 {
     const struct vh_blk *disk = p->disk;
     uint32_t flags = blk_flags(disk), left = 0, n = 0;
@@ -111,23 +111,23 @@ static blk_always_inline uint32_t serve_all(struct vh_blk_path *p, struct vh_bat
             n = 0;
             blk_finish(&flush, !disk->guard || fdatasync(disk->fd) == 0);
         } else {
-            left += vh_blk_other(disk, &jobs[n].r, kind);
+            left += vh_blk_other(disk, q, b, i, &jobs[n].r, kind);
         }
     }
     run(p, jobs, n, through);
     return left;
 }
 
-static blk_rare uint32_t serve_big(struct vh_blk_path *p, struct vh_batch *b)
+static blk_rare uint32_t serve_big(struct vh_blk_path *p, struct vh_queue *q, struct vh_batch *b)
 {
-    return serve_all(p, b, true);
+    return serve_all(p, q, b, true);
 }
 
 static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch *b)
 {
     struct vh_blk_path *p = (struct vh_blk_path *)self;
 
-    return blk_is_big(q) ? serve_big(p, b) : serve_all(p, b, false);
+    return blk_is_big(q) ? serve_big(p, q, b) : serve_all(p, q, b, false);
 }
 
 void vh_blk_memory_init(struct vh_blk_path *p, struct vh_blk *disk)

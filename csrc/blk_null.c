@@ -2,7 +2,8 @@
 /* A disk that keeps nothing: reads leave the driver's buffer as it is. What all else costs, it shows. */
 #include "blk.h"
 
-static blk_always_inline uint32_t serve_all(const struct vh_blk *disk, struct vh_batch *b, bool big)
+static blk_always_inline uint32_t serve_all(const struct vh_blk *disk, struct vh_queue *q, struct vh_batch *b,
+                                          bool big)
 {
     uint32_t flags = blk_flags(disk), left = 0;
 
@@ -18,21 +19,21 @@ static blk_always_inline uint32_t serve_all(const struct vh_blk *disk, struct vh
         if (kind <= BLK_FLUSH)
             blk_finish(&r, true);
         else
-            left += vh_blk_other(disk, &r, kind);
+            left += vh_blk_other(disk, q, b, i, &r, kind);
     }
     return left;
 }
 
-static blk_rare uint32_t serve_big(const struct vh_blk *disk, struct vh_batch *b)
+static blk_rare uint32_t serve_big(const struct vh_blk *disk, struct vh_queue *q, struct vh_batch *b)
 {
-    return serve_all(disk, b, true);
+    return serve_all(disk, q, b, true);
 }
 
 static uint32_t serve(struct vh_path *self, struct vh_queue *q, struct vh_batch *b)
 {
     const struct vh_blk *disk = ((const struct vh_blk_path *)self)->disk;
 
-    return blk_is_big(q) ? serve_big(disk, b) : serve_all(disk, b, false);
+    return blk_is_big(q) ? serve_big(disk, q, b) : serve_all(disk, q, b, false);
 }
 
 void vh_blk_null_init(struct vh_blk_path *p, struct vh_blk *disk)

@@ -21,8 +21,8 @@ struct blk_ways {
     void (*flush)(struct vh_blk_path *p, struct vh_batch *b, const struct vh_blk_request *r);
 };
 
-static blk_always_inline uint32_t blk_serve_all(struct vh_blk_path *p, struct vh_batch *b, struct blk_ways ways,
-                                                bool big)
+static blk_always_inline uint32_t blk_serve_all(struct vh_blk_path *p, struct vh_queue *q, struct vh_batch *b,
+                                                struct blk_ways ways, bool big)
 {
     const struct vh_blk *disk = p->disk;
     uint32_t flags = blk_flags(disk), left = 0;
@@ -40,7 +40,7 @@ static blk_always_inline uint32_t blk_serve_all(struct vh_blk_path *p, struct vh
         kind = blk_parse(disk, flags, b, &b->chain[i], &r, big);
         out = kind == BLK_OUT;
         if (kind > BLK_OUT && kind != BLK_FLUSH) {
-            left += vh_blk_other(disk, &r, kind);
+            left += vh_blk_other(disk, q, b, i, &r, kind);
             continue;
         }
         if (run.n && (kind == BLK_FLUSH || out != run.out || r.offset != run.end || run.len + r.len > BLK_MERGED ||
@@ -69,16 +69,17 @@ static blk_always_inline uint32_t blk_serve_all(struct vh_blk_path *p, struct vh
     return left;
 }
 
-static blk_rare uint32_t blk_serve_big(struct vh_blk_path *p, struct vh_batch *b, struct blk_ways ways)
+static blk_rare uint32_t blk_serve_big(struct vh_blk_path *p, struct vh_queue *q, struct vh_batch *b,
+                                       struct blk_ways ways)
 {
-    return blk_serve_all(p, b, ways, true);
+    return blk_serve_all(p, q, b, ways, true);
 }
 
 /* Serve a batch by operations on an image. Returns the number of chains left to Python. */
-static inline uint32_t blk_serve_runs(struct vh_blk_path *p, const struct vh_queue *q, struct vh_batch *b,
+static inline uint32_t blk_serve_runs(struct vh_blk_path *p, struct vh_queue *q, struct vh_batch *b,
                                       struct blk_ways ways)
 {
-    return blk_is_big(q) ? blk_serve_big(p, b, ways) : blk_serve_all(p, b, ways, false);
+    return blk_is_big(q) ? blk_serve_big(p, q, b, ways) : blk_serve_all(p, q, b, ways, false);
 }
 
 #endif

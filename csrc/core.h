@@ -39,8 +39,6 @@ static inline void in_program_order(void)
 }
 
 int vh_fail(struct vh_queue *q, enum vh_error error, uint64_t a, uint64_t b);
-/* Put back the chains of a batch from `first` on, which are the newest that were taken. */
-void vh_put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first);
 
 /* ---- pop.c ---------------------------------------------------------------------------------------------------- */
 

@@ -154,7 +154,10 @@ void vh_inflight_untaken(struct vh_queue *q, const struct vh_chain *c)
     if (q->kind == VH_PACKED) {
         volatile struct packed_region *r = in->region;
 
-        /* The list of free entries is as it was before: this chain was the newest. What is on it is not in flight. */
+        /* Older chains may have been returned since it was taken. What is on the list of free entries is not in
+         * flight. */
+        in->next[c->last] = in->free;
+        r->desc[c->last].next = in->free;
         r->old_free_head = in->free = c->entry;
         r->free_head = c->entry;
         r->desc[c->entry].inflight = 0;

@@ -34,7 +34,7 @@ int vh_lane_busy(const struct vh_lane *l)
 
     if (l->off)
         return 0;
-    if (l->look)
+    if (l->look || l->queue->stepping)
         return 1;
     if (p && p->ready && (p->flying || (!p->serve && !p->starved)) && p->ready(p))
         return 1;
@@ -56,6 +56,7 @@ int vh_serve(struct vh_lane *l, uint32_t budget)
 
     for (uint32_t done = 0; done < budget;) {
         struct vh_batch *b;
+        uint32_t left;
         int n;
 
         if (p->reap && (p->flying || !p->serve)) {
@@ -72,13 +73,18 @@ int vh_serve(struct vh_lane *l, uint32_t budget)
         b = l->spare;
         if (!b)
             return VH_S_IDLE;
-        n = vh_pop(q, b, BATCH);
+        n = vh_pop(q, b, l->single ? 1 : BATCH);
         if (n < 0)
             return failed(n);
         if (!n)
             return VH_S_IDLE;
         l->spare = b->next;
-        if (b->n_defer || p->serve(p, q, b)) {
+        left = b->n_defer ? b->n : p->serve(p, q, b);
+        if (b->n != (uint32_t)n)
+            l->single = 1;
+        else if (!left)
+            l->single = 0;
+        if (left) {
             l->left = b;
             return VH_S_LEFT;
         }

@@ -304,7 +304,7 @@ int vh_pop(struct vh_queue *q, struct vh_batch *b, uint32_t max)
     return n;
 }
 
-/* Put back the chains from `first` on, which nobody has seen yet and which are the newest. */
+/* Put back the chains from `first` on, of which nothing has come yet and which are the newest that were taken. */
 void vh_put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first)
 {
     for (uint32_t i = b->n; i-- > first;) {
@@ -325,7 +325,8 @@ void vh_put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first)
         if (q->inflight.region)
             vh_inflight_untaken(q, c);
     }
-    b->n = b->pending = first;
+    b->pending -= b->n - first;
+    b->n = first;
 }
 
 void vh_unpop(struct vh_queue *q, struct vh_batch *b)

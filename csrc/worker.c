@@ -60,13 +60,17 @@ static int serve(struct vh_worker *w, uint32_t which)
     struct vh_queue *q = l->queue;
     bool look = l->look;
 
+    w->which = which;
+    if (q->stepping) {
+        w->served = VH_S_STEP;
+        return VH_W_SERVED;
+    }
     l->look = 0;
     if (look)
         l->declined = 0;
     if (l->path)
         l->path->starved = 0;
     vh_kicks_off(q);
-    w->which = which;
     if (!l->path) {
         l->asked = vh_available(q) ? 2 : 1;
         l->popped = q->popped;

@@ -4,7 +4,9 @@
 struct vh_path { /* begins the structure of every data path; one for each queue */
     /*
      * Serve the VH_POPPED chains of a batch: set written and VH_DONE; leave VH_POPPED what Python is to serve; set
-     * VH_FLYING, and count in flying, what completes later. Returns the number of chains left to Python.
+     * VH_FLYING, and count in flying, what completes later. Returns the number of chains left to Python. One that
+     * Python serves in steps has to be alone in its batch: vh_put_back() takes out what is behind it, or with what is
+     * before it the chain itself.
      * NULL: the path takes chains by itself when reap() is called.
      */
     uint32_t (*serve)(struct vh_path *self, struct vh_queue *q, struct vh_batch *b);
@@ -42,7 +44,8 @@ struct vh_lane { /* a queue as its runner sees it */
     uint8_t asked;          /* Python was asked to handle it: 1, with chains waiting: 2 */
     uint32_t offered;       /* vh_offered() then */
     uint8_t kick_checked;   /* whether to look first if kick_fd has a kick */
-    uint8_t pad[3];
+    uint8_t single;         /* chains are taken one at a time, because the path puts back what is behind one */
+    uint8_t pad[2];
 };
 
 enum vh_served {
@@ -51,6 +54,7 @@ enum vh_served {
     VH_S_LEFT = 2,   /* vh_lane.left has chains for Python, or pieces to be mapped first */
     VH_S_BROKEN = 3, /* see vh_queue.error */
     VH_S_MISS = 4,   /* a translation is needed, see vh_queue.info and miss */
+    VH_S_STEP = 5,   /* the next step of vh_queue.stepping is due */
 };
 
 int vh_lane_busy(const struct vh_lane *l); /* whether there is something to do, without asking the kernel */

@@ -161,7 +161,8 @@ struct vh_queue {
     uint8_t error; /* enum vh_error: the ring is broken */
     uint8_t miss;  /* VH_E_MISS: 1 for reading, 2 for writing */
     uint8_t quiet; /* the driver was told not to kick */
-    uint8_t pad[6];
+    uint8_t stepping; /* Python serves the newest chain in steps: it takes the next one, and nothing else is popped */
+    uint8_t pad[5];
     uint32_t guard_hits;
     uint64_t info[2]; /* details of the error, or of the miss */
     uint64_t popped;  /* statistics, chains */
@@ -194,7 +195,8 @@ int vh_queue_init(struct vh_queue *q);   /* once all of the above is set; -(enum
 const struct vh_mem *vh_queue_swap(struct vh_queue *q, const struct vh_mem *mem); /* the one that is still looked at */
 int vh_pop(struct vh_queue *q, struct vh_batch *b, uint32_t max);
 int vh_expand(struct vh_queue *q, struct vh_batch *b);
-void vh_unpop(struct vh_queue *q, struct vh_batch *b); /* put back a batch that nobody has seen yet, the newest */
+void vh_put_back(struct vh_queue *q, struct vh_batch *b, uint32_t first); /* its chains from `first` on, the newest */
+void vh_unpop(struct vh_queue *q, struct vh_batch *b); /* put back all of a batch, the newest */
 int vh_push(struct vh_queue *q, struct vh_batch *b);
 uint32_t vh_batch_left(const struct vh_batch *b);
 void vh_kicks_off(struct vh_queue *q);

@@ -73,5 +73,7 @@ class Rig:
         while (served := self.lane.serve(1024)) in (lib.VH_S_MORE, lib.VH_S_LEFT):
             if served == lib.VH_S_LEFT:
                 self.lane.finish(self.device.process)
+            while self.queue.steps is not None:
+                self.lane.step()
         assert served == lib.VH_S_IDLE
         self.lane.drain()

@@ -13,6 +13,7 @@ from vhost._core import lib
 from vhost.devices.blk import Blk
 from vhost.devices.blk_config import BlkConfig
 from vhost.devices.disk import Disk, NullDisk
+from vhost.devices.memory_disk import MemoryDisk
 from vhost.errors import DeviceError
 from vhost.virtio.blk import BlkFeature
 from vhost.virtio.blk import BlkRequest as Request
@@ -157,17 +158,23 @@ def test_write_zeroes(rig: MakeRig, image: Path, flags: int) -> None:
     assert image.read_bytes() == before[:512] + bytes(3 * 512) + before[2048:]
 
 
-@pytest.mark.parametrize(("kind", "most"), [(Request.DISCARD, 1 << 21), (Request.WRITE_ZEROES, 1 << 16)])
-def test_one_segment_cannot_keep_the_ring_busy(rig: MakeRig, tmp_path: Path, kind: int, most: int) -> None:
-    path = tmp_path / "large.img"
+@pytest.mark.parametrize(("kind", "flags"), [(Request.DISCARD, 0), (Request.WRITE_ZEROES, 1)])
+@pytest.mark.parametrize("memory", [False, True], ids=["image", "memory"])
+def test_ranges_up_to_the_end_of_the_disk(
+    rig: MakeRig, tmp_path: Path, kind: int, flags: int, memory: bool
+) -> None:
+    path, size = tmp_path / "large.img", 40 << 30
     path.touch()
-    os.truncate(path, 2 << 30)
-    driver = rig(negotiated(Blk(path)))
-    assert status(driver.ask(header(kind), segment(0, most + 1), room=1)) is Status.IOERR
-    assert (
-        status(driver.ask(header(kind), segment(0, most, int(kind == Request.WRITE_ZEROES)), room=1))
-        is Status.OK
-    )
+    os.truncate(path, size)
+    driver = rig(negotiated(Blk(MemoryDisk(size) if memory else path)))
+    places = 0, 3, (size >> 9) - 1
+    for sector in places:
+        assert status(driver.ask(header(Request.OUT, sector), b"x" * 512, room=1)) is Status.OK
+    whole = segment(2, (size >> 9) - 2, flags)
+    assert status(driver.ask(header(kind), segment(2, (size >> 9) - 1, flags), room=1)) is Status.IOERR
+    assert status(driver.ask(header(kind), whole, room=1)) is Status.OK
+    left = [driver.ask(header(Request.IN, sector), room=513)[1][:512] for sector in places]
+    assert left == [b"x" * 512, bytes(512), bytes(512)]
 
 
 @pytest.mark.parametrize(("features", "flushes"), [(ALL, 0), (0, 1)])

@@ -460,6 +460,8 @@ def test_what_completes_between_two_looks_is_signalled_once(slow: Slow) -> None:
 def test_nothing_is_in_flight_when_python_discards(slow: Slow) -> None:
     slow.driver.offer(header(Request.IN, 10), room=513)
     slow.driver.offer(header(Request.DISCARD), segment(0, 8), room=1)
+    assert slow.serve() == 0  # it has a batch of its own, the next one
+    assert slow.path.flying == 1
     later = threading.Timer(0.2, os.write, (slow.write, b"d" * 512))
     later.start()
     assert slow.serve() == 1

@@ -213,6 +213,8 @@ class Ring:
         self.state = next_state(self.state, event)
         if not self.state.started:
             self._halt()
+        elif self.lane is not None and not self.state.enabled:
+            self._put_back(self.lane)
         self._settle()
         if self._suspended and self.state.enabled:
             self._host.translations.ask(self, self._missing())
@@ -253,7 +255,9 @@ class Ring:
         ring that has some of its own there is suspended: it goes on when they are there again."""
         lane = self.lane
         self._rest()
-        if lane is not None and not lane.native and lane.queue.held:
+        if lane is not None and (steps := lane.queue.steps) is not None and steps.uses(iova, size):
+            self._put_back(lane)
+        if lane is not None and not lane.native and lane.queue.held > (lane.queue.steps is not None):
             self._host.translations.reopened += 1
             with self.changed():
                 yield
@@ -369,6 +373,8 @@ class Ring:
         if lane is None or self.broken or lane.cdata.off:
             return None
         try:
+            if lane.queue.steps is not None:
+                return self._step()
             return self._serve_natively(lane) if lane.native else self._serve(lane.queue)
         except VirtqueueError as error:
             self.fail(str(error))
@@ -399,7 +405,10 @@ class Ring:
         lane = self.lane
         assert lane is not None
         try:
-            if served == lib.VH_S_LEFT:
+            if served == lib.VH_S_STEP:
+                lane.step()
+                lane.cdata.look = 1
+            elif served == lib.VH_S_LEFT:
                 lane.finish(self._device.process)
                 lane.cdata.look = 1
             else:
@@ -421,6 +430,10 @@ class Ring:
         log.error("%s is broken until it is set up anew: %s%s", self.name, reason, where)
         self._err.signal()
 
+    def _step(self) -> float | None:
+        self.attend(lib.VH_S_STEP)
+        return None if self.broken else 0.0
+
     def _serve(self, queue: Queue) -> float | None:
         queue.budget = BUDGET
         popped, waiting, offered = queue.popped, queue.available(), queue.offered
@@ -430,6 +443,8 @@ class Ring:
             assert self.lane is not None
             self._ask(self.lane)
             return None if self.lane.cdata.off else 0.0
+        if queue.steps is not None:
+            return 0.0
         more = queue.kicks_on()
         # Chains that were there and that the device did not take are its own choice: it would spin otherwise.
         if delay is None and more and (queue.popped != popped or not waiting):
@@ -624,6 +639,13 @@ class Ring:
             if self._queue is not None:
                 self._queue.pausing = False
 
+    def _put_back(self, lane: Lane) -> None:
+        # What takes long does not hold up a ring that is to rest.
+        try:
+            lane.put_back()
+        except Exception:
+            log.exception("%s: the device failed to give up a request", self.name)
+
     def _halt(self) -> None:
         self._rest()
         self._host.translations.leave(self)
@@ -632,6 +654,7 @@ class Ring:
         if lane is None:
             return
         queue = lane.queue
+        self._put_back(lane)
         lane.drain()
         queue.pausing = True
         try:

@@ -7,9 +7,11 @@ requests that are rare: discard, write zeroes, and everything malformed.
 
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vhost._core import ffi, lib
+from vhost.devices.blk_clear import Clearing, Range
 from vhost.devices.blk_config import BlkConfig
 from vhost.devices.blk_path import BlkPath
 from vhost.devices.device import Device
@@ -84,6 +86,7 @@ class Blk(Device):
         self._serial = serial.encode()
         self._disk = disk if isinstance(disk, Disk) else Image(disk, read_only=read_only)
         self._config = BlkConfig(self._disk, _SEG_MAX, num_queues)
+        self._clearing = Clearing(self._disk)
         self.features = int(self._config.features())
         self._core = ffi.new(
             "struct vh_blk *",
@@ -182,51 +185,54 @@ class Blk(Device):
         path = self._paths.get(index)
         return BlkStatistics(path.transfers, path.calls) if path else BlkStatistics(0, 0)
 
-    def process(self, chain: Chain) -> None:
+    def process(self, chain: Chain) -> Iterator[None] | None:
         if not chain.writable:
             self._failed("a request without room for its status")
-            return
-        try:
-            status = self._serve(chain)
-        except OSError as error:
-            status = self._failed(str(error))
-        chain.write_at(chain.writable - 1, bytes([status]))
+            return None
+        answer = self._serve(chain)
+        if isinstance(answer, list):
+            return self._clear(chain, answer)
+        chain.write_at(chain.writable - 1, bytes([answer]))
+        return None
 
-    def _serve(self, chain: Chain) -> BlkStatus:
+    def _serve(self, chain: Chain) -> BlkStatus | list[Range]:
+        # The status, or what is to be cleared before there is one.
         header = chain.read(HEADER.size)
         if len(header) < HEADER.size:
             return self._failed(f"a request with {len(header)} bytes of header instead of {HEADER.size}")
         kind = (BIG_HEADER if chain.big_endian else HEADER).unpack(header)[0]
         if kind == BlkRequest.DISCARD and self._disk.can_discard:
-            limits = self._config.max_discard_segments, self._config.max_discard_sectors
-            return self._clear(chain, *limits, zero=False)
+            return self._ranges(chain, self._config.max_discard_segments, zero=False)
         if kind == BlkRequest.WRITE_ZEROES and not self._disk.read_only:
-            limits = self._config.max_write_zeroes_segments, self._config.max_write_zeroes_sectors
-            return self._clear(chain, *limits, zero=True)
+            return self._ranges(chain, self._config.max_write_zeroes_segments, zero=True)
         if kind in (BlkRequest.IN, BlkRequest.OUT):
             return self._failed(f"a transfer with {chain.readable} bytes out and {chain.writable} in")
         return BlkStatus.UNSUPP
 
-    def _clear(self, chain: Chain, max_segments: int, max_sectors: int, *, zero: bool) -> BlkStatus:
+    def _ranges(self, chain: Chain, max_segments: int, *, zero: bool) -> BlkStatus | list[Range]:
         size = chain.readable - HEADER.size
         if size % SEGMENT.size or not 0 < size <= max_segments * SEGMENT.size:
             return self._failed(f"{size} bytes of segments: {SEGMENT.size} each, {max_segments} at most")
         layout = BIG_SEGMENT if chain.big_endian else SEGMENT
-        segments = list(layout.iter_unpack(chain.read(size)))
-        # All are checked before the first takes effect.
-        for sector, sectors, flags in segments:
+        ranges = []
+        # All are checked before the first takes effect. Longer ones than we ask for are common.
+        for sector, sectors, flags in layout.iter_unpack(chain.read(size)):
             if flags & ~(UNMAP if zero else 0):
                 return BlkStatus.UNSUPP
-            if sectors > max_sectors or sector + sectors > self._core.capacity:
-                return self._failed(f"{sectors} sectors at {sector}: {max_sectors} at most, inside the disk")
-        for sector, sectors, flags in segments:
-            if sectors and zero:
-                self._disk.zero(sector * SECTOR, sectors * SECTOR, unmap=bool(flags & UNMAP))
-            elif sectors:
-                self._disk.discard(sector * SECTOR, sectors * SECTOR)
-        if self._core.flags & lib.VH_BLK_WRITE_THROUGH:
-            self._disk.flush()
-        return BlkStatus.OK
+            if sector + sectors > self._core.capacity:
+                return self._failed(f"{sectors} sectors at {sector} of a disk of {self._core.capacity}")
+            ranges.append(Range(sector * SECTOR, sectors * SECTOR, zero, bool(flags & UNMAP)))
+        return ranges
+
+    def _clear(self, chain: Chain, ranges: list[Range]) -> Iterator[None]:
+        try:
+            yield from self._clearing.run(ranges)
+            if self._core.flags & lib.VH_BLK_WRITE_THROUGH:
+                self._disk.flush()
+            status = BlkStatus.OK
+        except OSError as error:
+            status = self._failed(str(error))
+        chain.write_at(chain.writable - 1, bytes([status]))
 
     # The driver decides how often this happens, so only the first time since the last reset is news.
     def _failed(self, why: str) -> BlkStatus:

@@ -22,7 +22,7 @@ class BlkConfig:
     seg_max: int
     num_queues: int
 
-    #: Limits of a single request; they bound how long one request can keep a ring busy.
+    #: What a request had better not exceed, since those behind it wait for it; longer ones are served too.
     max_discard_sectors = (1 << 30) // SECTOR
     max_discard_segments = 32
     max_write_zeroes_sectors = (32 << 20) // SECTOR

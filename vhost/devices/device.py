@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vhost.errors import DeviceError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from enum import IntFlag
 
     from vhost.virtqueue import Chain, Queue
@@ -106,8 +107,10 @@ class Device:
         """
         while batch := queue.pop():
             pushed = monotonic()
-            for chain in batch:
-                self.process(chain)
+            for index, chain in enumerate(batch):
+                if (steps := self.process(chain)) is not None:
+                    queue.serve_in_steps(batch, index, steps)
+                    break
                 chain.done()
                 # What is quick is returned together; what is slow does not keep the driver waiting.
                 if (now := monotonic()) - pushed > _TOGETHER:
@@ -116,8 +119,12 @@ class Device:
             queue.push_done(batch)
         return None
 
-    def process(self, chain: Chain) -> None:
+    def process(self, chain: Chain) -> Iterator[None] | None:
         """Serve one request: read it from `chain`, write the answer to it; the caller pushes it.
+
+        A request that may take long is served in steps: by a generator that yields every 10 ms or so. Between
+        two steps other rings have their turn, and the ring may stop: then the generator is closed, and the
+        request comes again later, to be served from its start. So it must do no harm to serve it twice.
 
         :raises NotImplementedError: the device overrides neither this nor :meth:`handle`.
         """

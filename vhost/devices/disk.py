@@ -33,6 +33,8 @@ class Disk:
     io_best: int = 0
     #: Whether :meth:`discard` gives space back.
     can_discard: bool = False
+    #: Bytes: what :meth:`zero` had better be called for at most, so that nobody waits for long.
+    zero_most: int = 64 << 20
     #: Where the C core finds the bytes: an open file, or memory.
     fd: int = -1
     memory: Any = ffi.NULL

@@ -38,6 +38,9 @@ _IN_MEMORY = 0x01021994, 0x858458F6, 0x958458F6
 # What fallocate says when this file system, or this alignment on a block device, is not for it.
 _CANNOT = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 
+# Bytes of zeroes that have to be written, at most, before others have their turn.
+_WRITTEN = 4 << 20
+
 _log = logging.getLogger(__name__)
 
 
@@ -189,6 +192,7 @@ class Image(Disk):
                 if os.lseek(self.fd, 0, os.SEEK_END) >= offset + length:
                     return
                 break  # the image has become shorter; as with a write, it becomes as long as need be
+        self.zero_most = _WRITTEN  # how fast that is depends on what else is to be written to the disk
         zeroes = memoryview(mmap.mmap(-1, min(length, 1 << 20)))  # aligned to a page
         while length:
             done = os.pwrite(self.fd, zeroes[:length], offset)

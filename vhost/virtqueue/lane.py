@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """A queue with the native data path that serves it, if it has one: what the C core's loops work on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, final
 
 from vhost._core import ffi, lib
@@ -61,8 +61,10 @@ class Lane:
             return -1
         return int(path.event_fd)
 
-    def finish(self, process: Callable[[Chain], None]) -> None:
+    def finish(self, process: Callable[[Chain], Iterator[None] | None]) -> None:
         """Serve what the data path has left to Python.
+
+        A request for which `process` returns an iterator is served in steps, with :meth:`step`.
 
         :raises VirtqueueError: the guest did not grant what a chain needs.
         """
@@ -76,16 +78,48 @@ class Lane:
                 n = queue.map(batch)
                 queue.check(n)
                 if n > 0:
-                    lib.vh_path_serve(self.path, queue.cdata, batch.cdata)
+                    left = lib.vh_path_serve(self.path, queue.cdata, batch.cdata)
+                    if len(batch) < n or not left:
+                        self.cdata.single = len(batch) < n
             batch.table = queue.table
             for chain in batch.left() if n > 0 else ():
-                process(chain)
+                if (steps := process(chain)) is not None and not self._begin(batch, steps):
+                    return
                 chain.done()
             if n > 0:
                 queue.push_done(batch)
         finally:
-            if not batch.cdata.pending:
-                lib.vh_lane_return(self.cdata, batch.cdata)
+            self._return(batch)
+
+    def _begin(self, batch: Batch, steps: Iterator[None]) -> bool:
+        # True: all steps are taken. Where it has company, which the path may have completed, the request
+        # cannot go back to the ring, and so it does not give way.
+        if len(batch) == 1:
+            self.queue.serve_in_steps(batch, 0, steps)
+            return False
+        for _ in steps:
+            pass
+        return True
+
+    def step(self) -> None:
+        """Take the next step of the request that is served in steps."""
+        if (steps := self.queue.steps) is not None:
+            try:
+                self.queue.step()
+            finally:
+                self._return(steps.batch)
+
+    def put_back(self) -> None:
+        """Give the request that is served in steps up: it is on the ring again."""
+        if (steps := self.queue.steps) is not None:
+            try:
+                self.queue.put_back()
+            finally:
+                self._return(steps.batch)
+
+    def _return(self, batch: Batch) -> None:
+        if batch.cdata.index and not batch.cdata.pending:
+            lib.vh_lane_return(self.cdata, batch.cdata)
 
     def drain(self) -> None:
         """Wait until the data path has nothing in flight."""

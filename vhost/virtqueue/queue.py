@@ -10,6 +10,7 @@ from vhost.mem import DirtyLog, GuestMemory, RingAccess, Table
 from vhost.virtqueue.batch import Batch
 from vhost.virtqueue.chain import Chain
 from vhost.virtqueue.layout import RingLayout
+from vhost.virtqueue.steps import Steps
 
 __all__ = ("Miss", "Queue", "Translation")
 
@@ -113,6 +114,8 @@ class Queue:
         self.budget = 1 << 62
         #: Chains that cannot be returned, because the guest took back what their answers were for.
         self.lost = 0
+        #: The request that is served in steps; until it is done pop() returns nothing.
+        self.steps: Steps | None = None
         #: The translation for want of which pop() returned nothing.
         self.miss: Miss | None = None
         #: Whether buffers are mapped for their use, so that chains must be returned by :meth:`push_done`.
@@ -268,7 +271,7 @@ class Queue:
 
         :raises VirtqueueError: the driver broke the rules; those before the bad chain came first.
         """
-        if self.pausing or self._closed:
+        if self.pausing or self._closed or self.steps is not None:
             return Batch(self, 0, 0)
         batch = self._free.pop() if self._free else self.new_batch()
         if self._source.table is not self._table:
@@ -310,9 +313,64 @@ class Queue:
             self._give_back(batch)
         lib.vh_push(self._q, batch.cdata)
         if not batch.cdata.pending:
-            batch.release()
-            if not batch.cdata.index:
-                self._free.append(batch)
+            self._take_back(batch)
+
+    def serve_in_steps(self, batch: Batch, index: int, steps: Iterator[None]) -> None:
+        """Serve the chain `index` of the batch popped last in steps, which :meth:`step` takes one by one.
+
+        The chains behind it go back to the ring. So does the chain itself where others are before it in the
+        batch: then nothing is served in steps yet, and the batch ends with them.
+
+        :param steps: what the device's ``process`` returned for the chain.
+        """
+        lib.vh_put_back(self._q, batch.cdata, index or 1)
+        made = Steps(batch, steps)
+        if index:
+            made.close()
+        else:
+            self.steps = made
+            self._q.stepping = True
+
+    def step(self) -> None:
+        """Take the next step of the request that is served in steps; after the last one it is returned."""
+        steps = self.steps
+        if steps is None:
+            return
+        try:
+            if not steps.take():
+                return
+        except BaseException:
+            self._stepped()
+            raise
+        self._stepped()
+        steps.batch[0].done()
+        self.push_done(steps.batch)
+
+    def put_back(self) -> None:
+        """Give the request that is served in steps up: it is on the ring again, as if it had not been
+        popped."""
+        steps = self.steps
+        if steps is None:
+            return
+        batch = steps.batch
+        self._stepped()
+        try:
+            steps.close()
+            batch.drop_views(0)
+        finally:
+            batch.chains[0].state = lib.VH_PUSHED  # for who still has it
+            lib.vh_put_back(self._q, batch.cdata, 0)
+            self._take_back(batch)
+
+    def _stepped(self) -> None:
+        self.steps = None
+        self._q.stepping = False
+
+    def _take_back(self, batch: Batch) -> None:
+        # None of its chains is with the device.
+        batch.release()
+        if not batch.cdata.index:
+            self._free.append(batch)
 
     def kicks_off(self) -> None:
         """Ask the driver for no kicks while the queue is served anyway."""
