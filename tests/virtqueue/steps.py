@@ -184,7 +184,7 @@ _ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 _ptrace.restype = ctypes.c_long
 
 # What writes to shared memory. The interpreter in between runs at full speed.
-WRITERS = {"vh_queue_init", "vh_pop", "vh_unpop", "vh_push", "vh_kicks_on", "vh_kicks_off"}
+WRITERS = {"vh_queue_init", "vh_pop", "vh_put_back", "vh_push", "vh_kicks_on", "vh_kicks_off"}
 MARK = signal.SIGUSR1
 
 
@@ -262,7 +262,10 @@ def work(made: World, queue: Queue) -> None:
         made.answer(chain)
     batch = queue.pop(3)
     if batch and not queue.defers:
-        queue_module.lib.vh_unpop(queue.cdata, batch.cdata)
+        queue_module.lib.vh_put_back(queue.cdata, batch.cdata, 1)
+        if chains:
+            chains.pop(0).push()  # an older one comes back before the newest goes back
+        queue_module.lib.vh_put_back(queue.cdata, batch.cdata, 0)
     batch = queue.pop(3)
     for chain in batch:
         made.answer(chain)
