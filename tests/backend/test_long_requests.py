@@ -22,7 +22,7 @@ from tests.backend.peer import DriverRing, readable
 from tests.backend.serving import Serving
 from tests.backend.slow_disk import MIB, PACE, SIZE, SlowDisk
 from vhost.devices.blk import Blk
-from vhost.frontend import Completion, Frontend
+from vhost.frontend import Completion, Frontend, LinearIommu
 from vhost.protocol import SetVringCall, SetVringEnable
 from vhost.virtio.blk import BlkRequest as Request
 from vhost.virtqueue import Chain
@@ -228,6 +228,37 @@ def test_what_does_not_concern_it_does_not_send_it_back(slow: Slow) -> None:
         assert readable(ring.call)
         assert ring.answer() == OK
         check_whole(slow.disk.cleared)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_translations_that_go(slow: Slow, packed: bool) -> None:
+    """Those of its own buffers send it back, others do not."""
+    page = 4096
+    with slow.connect(iommu=LinearIommu(grain=page), packed=packed, indirect=False) as frontend:
+        queue, session = frontend.queue(0), frontend._session
+        queue.submit(everything(frontend), 1)
+        slow.disk.wait(3)
+        (chain,) = (request.chain for request in session.ring(0)._requests.values())
+        pages = {address & -page for address, _ in chain}
+
+        def starts() -> list[int]:
+            return [place for place, (offset, _) in enumerate(slow.disk.cleared) if not offset]
+
+        def invalidate(address: int) -> None:
+            frontend.iotlb_invalidate(address, page)
+
+        for n in range(20):
+            invalidate(max(pages) + (n + 1) * page)
+        slow.disk.wait(3)
+        assert starts() == [0]
+        invalidate(max(pages))
+        end = time.monotonic() + 30
+        while len(starts()) < 2:
+            assert time.monotonic() < end
+            frontend.config(0, 8)  # and answer what is asked for meanwhile
+        slow.disk.pace = 0
+        assert queue.wait().buffer == OK
+        check_whole(slow.disk.cleared[starts()[-1] :])
 
 
 class Patient(vhost.Device):

@@ -16,6 +16,7 @@ import vhost
 from tests.backend.echo import Echo
 from tests.backend.peer import DATA, FEATURES, PROTOCOL_FEATURES, RAM_SIZE, DriverRing, readable
 from tests.backend.serving import Serving
+from tests.backend.slow_disk import SIZE, SlowDisk
 from vhost import Device
 from vhost.devices.blk import Blk
 from vhost.devices.entropy import SeededSource
@@ -172,6 +173,32 @@ def test_blk(
         assert ring.request(struct.pack("<IIQ", 0, 0, 32), 513)[-1:] == b"\1"
         if flags in ON_DEMAND.values():
             assert gnttab.pages == 3
+
+
+@every_kind
+@chains
+@both_ways
+def test_a_long_request_lets_the_ring_stop(
+    serve: Callable[..., Served], flags: int, table_len: int, way: dict[str, int], gnttab: FakeGnttab
+) -> None:
+    disk = SlowDisk()
+    with serve(Blk(disk, serial="xen"), **way).domain(flags) as domain:
+        ring = running(domain, table_len)
+        name = struct.pack("<IIQ", 8, 0, 0)
+        ring.add(name, 21)
+        ring.add(struct.pack("<IIQQII", 13, 0, 0, 0, SIZE >> 9, 0), 1, page=1)
+        ring.add(name, 21, page=2)
+        ring.kick_it()
+        assert ring.answer()[:3] == b"xen"
+        disk.wait(3)
+        base = domain.base()
+        assert base == 1
+        if flags != GRANT:
+            assert gnttab.pages == 0
+        assert max(n for _, n in disk.start_over(0)) < SIZE
+        domain.start(ring, base)
+        assert (ring.answer(), ring.answer()[:3]) == (b"\0", b"xen")
+        assert (disk.cleared[0][0], sum(n for _, n in disk.cleared)) == (0, SIZE)
 
 
 # ---- what is mapped when ----
