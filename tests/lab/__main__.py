@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab import archive, guest, testpmd, uml, wheels, xen
+from tests.lab import archive, guest, rust, testpmd, uml, wheels, xen
 from tests.lab.backends import BACKENDS
 from tests.lab.daemons import ours
 from tests.lab.dom0 import LOST, LostDom0
@@ -30,6 +30,7 @@ def fetch() -> int:
         print(uml.uml_kernel(suite).root)
     for userland in (testpmd.dpdk(), *(backend.userland() for backend in BACKENDS), xen.emulator()):
         print(userland.root)
+    print(rust.front_end())
     for release in xen.RELEASES.values():
         userland = release.userland()
         print(userland.root, wheels.test_layer(userland), wheels.own_layer(userland), sep="\n")
