@@ -305,19 +305,6 @@ def test_a_ring_that_an_inflight_region_was_not_made_for_is_served_without(
         os.close(region)
 
 
-def test_a_ring_whose_pages_are_taken_away_breaks(server: Serving) -> None:
-    with server.connect() as peer:
-        ring = peer.ready()
-        ring.request(b"a")
-        peer.do(RemMemReg(peer.region()))
-        assert readable(ring.err)
-        server.lines.wait("ring 0 is broken.*descriptor table of 256 bytes", level="ERROR")
-        assert peer.base() == 1
-        peer.do(SetMemTable((peer.region(),)), [peer.ram])
-        peer.do(SetVringKick(0), [ring.kick])
-        assert ring.request(b"back") == b"kcab"
-
-
 def test_resets_stop_the_rings_and_keep_the_owner(server: Serving) -> None:
     with server.connect() as peer:
         ring = peer.ready()

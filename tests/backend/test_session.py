@@ -31,6 +31,7 @@ from vhost.protocol import (
     SetOwner,
     SetProtocolFeatures,
     SetVringAddr,
+    SetVringBase,
     SetVringCall,
     SetVringEnable,
     SetVringKick,
@@ -137,7 +138,7 @@ def test_changes_stop_and_start_the_runner(rig: Rig) -> None:
     rig.ask(SetVringEnable(1, 1))
     for message, fds in (
         (SetVringCall(0, no_fd=True), []),
-        (SetVringNum(0, 8), []),
+        (SetVringNum(0, 16), []),
         (SetMemTable((REGION,)), [rig.ram]),
     ):
         assert rig.ask(message, fds).code == 0
@@ -145,7 +146,47 @@ def test_changes_stop_and_start_the_runner(rig: Rig) -> None:
     assert rig.ask(SetVringNum(0, 5)).code != 0
     assert sorted(Runner.running) == [0, 1]
     assert rig.ask(RemMemReg(REGION)).code == 0
-    assert Runner.running == []  # both are broken
+    assert Runner.running == []  # both rest
+    assert rig.ask(SetMemTable((REGION,)), [rig.ram]).code == 0
+    assert sorted(Runner.running) == [0, 1]
+
+
+def test_a_ring_that_is_set_up_anew_waits_for_its_start(rig: Rig) -> None:
+    place = USER + 0x8000
+    rig.ask(SetVringEnable(0, 1))
+    for message in (
+        SetVringNum(0, 8),
+        SetVringAddr(0, 0, place, place + 0x2000, place + 0x1000),
+        SetVringBase(0, 0),
+    ):
+        assert rig.kick().code == 0
+        assert Runner.running == [0]
+        assert rig.ask(message).code == 0
+        assert Runner.running == []
+        assert rig.ask(SetMemTable((REGION,)), [rig.ram]).code == 0
+        assert Runner.running == []
+    assert rig.kick().code == 0
+    assert rig.ask(SetVringAddr(0, 0, place, place + 0x2000, place + 0x1000)).code == 0
+    assert rig.ask(SetVringAddr(0, 1, place, place + 0x2000, place + 0x1000)).code == 0
+    assert Runner.running == [0]  # nothing changes but the log
+
+
+def test_no_ring_is_left_while_none_is_enabled(rig: Rig) -> None:
+    events = rig.device.events
+    for index in range(2):
+        rig.kick(index)
+        rig.ask(SetVringEnable(index, 1))
+    del events[:]
+    rig.ask(SetVringEnable(0, 0))
+    assert (Runner.running, events) == ([1], ["stop 0"])
+    rig.ask(SetVringEnable(1, 0))
+    assert (Runner.running, events) == ([], ["stop 0", "stop 1"])
+    assert rig.ask(SetMemTable((REGION,)), [rig.ram]).code == 0
+    assert rig.ask(RemMemReg(REGION)).code == 0
+    assert rig.ask(SetMemTable((REGION,)), [rig.ram]).code == 0
+    assert events == ["stop 0", "stop 1"]
+    rig.ask(SetVringEnable(1, 1))
+    assert (Runner.running, events[2:]) == ([1], ["start 1"])
 
 
 def test_a_table_that_is_refused_changes_nothing(rig: Rig) -> None:

@@ -17,6 +17,7 @@ TABLE = {
     E.KICK_SET: (UD, UE, UD, UE),
     E.VRING_KICK: (UD, UE, UD, UE),
     E.GET_BASE: (SD, SE, SD, SE),
+    E.SET_ANEW: (SD, SE, SD, SE),
     E.ENABLE: (SE, SE, UE, UE),
     E.DISABLE: (SD, SD, UD, UD),
     E.FEATURES_WITHOUT_PROTOCOL: (SE, SE, UE, UE),

@@ -12,16 +12,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from vhost._core import ffi, lib
 from vhost.backend.addresses import RingAddresses, map_parts
 from vhost.backend.notifier import Notifier
+from vhost.backend.settings import RingSettings, check_size, is_size, normal_base
 from vhost.backend.translations import Translations
 from vhost.devices.device import Device
-from vhost.errors import GuestMemoryError, RemoteProtocolError, VhostError, VirtqueueError
-from vhost.mem import DirtyLog, GuestMemory, InflightRegion, Iotlb
-from vhost.protocol import PackedBase, Quirks, VirtioFeature
+from vhost.errors import GuestMemoryError, UnmappedError, VhostError, VirtqueueError
+from vhost.mem import DirtyLog, GuestMemory, InflightRegion, Iotlb, RingAccess
+from vhost.protocol import Quirks, VirtioFeature
 from vhost.protocol.rings import RingEvent, RingState, next_state
 from vhost.virtqueue import Lane, Miss, Queue, RingLayout
 
@@ -62,6 +64,8 @@ class Host(Protocol):
     log: DirtyLog | None
     inflight: InflightRegion | None
     translations: Translations
+    #: The rings that are enabled. While there is none, nothing of any ring is touched.
+    enabled: set[int]
 
     @property
     def iotlb(self) -> Iotlb | None: ...
@@ -83,7 +87,7 @@ class Ring:
         self.state = RingState()
         #: Out of order until it is set up anew, because of its driver or its device.
         self.broken = False
-        #: What a runner runs; there is one while the ring is started and its memory is found.
+        #: What a runner runs; there is one while the ring is to be served and its memory is found.
         self.lane: Lane | None = None
         #: Where its queue records what is in flight.
         self.recorded: InflightRegion | None = None
@@ -93,14 +97,15 @@ class Ring:
         self._memory = memory
         self._host = host
         self._run = run
-        self._size = 0
-        self._addresses: RingAddresses | None = None
+        self._settings = RingSettings()
         # Guest-physical addresses, while there is a queue: its parts, and where the used ring is logged.
         self._places: list[tuple[int, int]] = []
         self._logged: int | None = None
         self._base = 0
-        self._big_endian = False
         self._polled = False
+        self._lacking = ""  # what it rests for, as was logged
+        # What only a device writes, as it was when no ring was enabled any more.
+        self._word: bytes | None = None
         self._runner: Runner | None = None
         # Translations of the queue's own pages were taken back: nobody touches it until they are there again.
         self._suspended = False
@@ -114,13 +119,8 @@ class Ring:
 
         :raises RemoteProtocolError: more than the device takes, or, for a split ring, no power of two.
         """
-        most, packed = self._device.max_queue_size, self._packed
-        if not 0 < size <= most or (size & (size - 1) and not packed):
-            kind = "1" if packed else "a power of two from 1"
-            raise RemoteProtocolError(f"{size} entries; {kind} to {most} is needed")
-        self._halt()
-        self._size = size
-        self._reopen()
+        check_size(size, self._device.max_queue_size, packed=self._packed)
+        self._set(replace(self._settings, size=size), "SET_VRING_NUM")
 
     def set_addresses(self, addresses: RingAddresses) -> None:
         """SET_VRING_ADDR. They are looked up now, if there is memory and a size, and again at each start.
@@ -129,47 +129,52 @@ class Ring:
         :raises UnmappedError: one part is not wholly in guest memory.
         """
         addresses.check(RingLayout(1, self._packed))
-        if self._fits and len(self._memory.table) and self._host.iotlb is None:
-            addresses.find(self._memory, RingLayout(self._size, self._packed))
-        queue = self._queue
-        before = self._addresses
-        if (
-            queue is not None
-            and before is not None
-            and addresses.same_place(before)
-            and (found := self._log_place(addresses)) is not None
-        ):
-            # Only the log is switched on or off.
+        if self._sized and len(self._memory.table) and self._host.iotlb is None:
+            addresses.find(self._memory, RingLayout(self._settings.size, self._packed))
+        before, settings = self._settings.addresses, replace(self._settings, addresses=addresses)
+        if before is None or not self.state.started or not addresses.same_place(before):
+            self._set(settings, "SET_VRING_ADDR")
+        elif settings != self._settings:
+            self._log_to(settings)
+
+    def _log_to(self, settings: RingSettings) -> None:
+        # Only the log is switched on or off.
+        queue, addresses = self._queue, settings.addresses
+        assert addresses is not None
+        if queue is not None and self._served and (found := self._log_place(addresses)) is not None:
             self._rest()
-            self._addresses, (self._logged,) = addresses, found
+            self._settings, (self._logged,) = settings, found
             self._log(queue)
             self._settle()
             return
-        self._halt()
-        self._addresses = addresses
-        self._reopen()
+        self._halt(leave=True)
+        self._settings = settings
+        self._resume()
 
     def set_base(self, base: int) -> None:
         """SET_VRING_BASE: where to go on.
 
-        :raises RemoteProtocolError: more than 16 bits, which only packed rings use, or outside the ring.
+        :raises RemoteProtocolError: more than 16 bits, which only packed rings use.
         """
-        if self._packed:
-            place = PackedBase.of(base, self._host.quirks)
-            if self._size and max(place.avail, place.used) >= self._size:
-                raise RemoteProtocolError(f"base {base:#x} is outside a ring of {self._size} entries")
-            base = place.base()
-        elif base > 0xFFFF:
-            raise RemoteProtocolError(f"base {base:#x}; the index of a split ring has 16 bits")
-        self._halt()
+        base = normal_base(base, self._host.quirks, packed=self._packed)
+        self._set_anew("SET_VRING_BASE")
         self._base = base
-        self._reopen()
 
     def set_endian(self, big: bool) -> None:
         """SET_VRING_ENDIAN: the byte order of a legacy driver's ring."""
-        self._halt()
-        self._big_endian = big
-        self._reopen()
+        self._set(replace(self._settings, big_endian=big), "SET_VRING_ENDIAN")
+
+    def _set(self, settings: RingSettings, by: str) -> None:
+        if settings != self._settings:
+            self._set_anew(by)
+            self._settings = settings
+
+    def _set_anew(self, by: str) -> None:
+        # What is there of the settings may not go together before the last of them has come.
+        if self.state.started:
+            self._halt()
+            self._shut(RingEvent.SET_ANEW)
+            log.info("%s: %s came while it was started; it waits for SET_VRING_KICK", self.name, by)
 
     def set_kick(self, fd: int) -> None:
         """SET_VRING_KICK starts the ring; with `fd` -1 the driver never kicks and the ring is polled.
@@ -177,14 +182,14 @@ class Ring:
         :raises VhostError: the ring cannot start with its settings; it is stopped then.
         """
         self._halt()
-        self.broken = False
+        self.broken, self._word = False, None
         try:
             self.kick.set(fd)
             self._polled = fd < 0
             self.state = next_state(self.state, RingEvent.KICK_SET)
             self._open()
         except BaseException:
-            self._shut()
+            self._shut(RingEvent.GET_BASE)
             raise
         self._settle()
 
@@ -208,31 +213,64 @@ class Ring:
             self._settle()
 
     def apply(self, event: RingEvent) -> None:
-        """Enable, disable or reset: whatever changes the state and nothing else."""
-        self._rest()
-        self.state = next_state(self.state, event)
+        """Enable, disable or reset: whatever changes the state and nothing else.
+
+        The first ring that is enabled and the last one that is disabled matter to the others, too: see
+        :meth:`settle`.
+        """
+        state = next_state(self.state, event)
+        if state == self.state:
+            return
+        self.state = state
+        if state.enabled:
+            self._host.enabled.add(self.index)
+            self._word = None
+        else:
+            self._host.enabled.discard(self.index)
+        self.settle()
+
+    def settle(self) -> None:
+        """Serve the ring, or do not, as its state says and, where disabled rings are served, that of the
+        others. Nothing of a ring that is not served is in flight, or touched, when this returns."""
         if not self.state.started:
             self._halt()
-        elif self.lane is not None and not self.state.enabled:
-            self._put_back(self.lane)
-        self._settle()
-        if self._suspended and self.state.enabled:
-            self._host.translations.ask(self, self._missing())
+        elif self._wanted:
+            self._rest()
+            if self.lane is not None:
+                self._put_back(self.lane)
+                self.lane.drain()
+            self._resume()
+            if self._suspended and self.state.enabled:
+                self._host.translations.ask(self, self._missing())
+        elif self._runner is not None or not self._host.enabled:
+            self._rest()
+            if self._served and not self._host.enabled and self._queue is not None:
+                self._word = self._queue.word
+            self._halt(leave=True)
 
     def stop(self) -> int:
         """GET_VRING_BASE: finish what is with the device, stop, and say where to go on."""
         self._halt()
-        self._shut()
+        self._shut(RingEvent.GET_BASE)
         return self._base
 
     @contextmanager
     def changed(self) -> Iterator[None]:
-        """Settings or guest memory change inside; a started ring then goes on with them, or breaks."""
+        """What was negotiated changes inside; a started ring then goes on with it, or breaks."""
         self._halt()
         try:
             yield
         finally:
-            self._reopen()
+            self._resume()
+
+    @contextmanager
+    def moved(self) -> Iterator[None]:
+        """Guest memory changes inside. A started ring then goes on if it is in it, or rests."""
+        self._halt(leave=True)
+        try:
+            yield
+        finally:
+            self._resume()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -244,7 +282,7 @@ class Ring:
         try:
             yield
         finally:
-            if self._queue is not None:
+            if self._queue is not None and self._served:
                 self._queue.refresh()
                 self._log(self._queue)
             self._settle()
@@ -259,7 +297,7 @@ class Ring:
             self._put_back(lane)
         if lane is not None and not lane.native and lane.queue.held > (lane.queue.steps is not None):
             self._host.translations.reopened += 1
-            with self.changed():
+            with self.moved():
                 yield
             return
         busy = False
@@ -285,18 +323,22 @@ class Ring:
     # ---- while it runs ----
 
     def refresh(self) -> None:
-        """There is more guest memory than before. What Python pops is popped with it anyway."""
-        if self.lane is not None and self.lane.native:
-            self.lane.queue.refresh()
+        """There is more guest memory than before, perhaps what the ring rests for. What Python pops is popped
+        with it anyway."""
+        if self._served:
+            if self.lane is not None and self.lane.native:
+                self.lane.queue.refresh()
+        elif self._host.iotlb is None:
+            self._resume()
 
     def translated(self) -> None:
         """The translations that the ring waits for are there; in the control plane's thread."""
         if self.broken or not self.state.started:
             return
         lane = self.lane
-        if lane is None:
-            self._halt()
-            self._reopen()
+        if lane is None or not self._served:
+            self._halt(leave=True)
+            self._resume()
         elif not self._suspended:
             self._wake(lane)
         elif missing := self._missing():
@@ -305,8 +347,8 @@ class Ring:
             self._wake(lane)
         else:
             self._host.translations.reopened += 1
-            self._halt()
-            self._reopen()
+            self._halt(leave=True)
+            self._resume()
 
     def denied(self, miss: Miss) -> None:
         """The front-end does not permit what the ring needs; in the control plane's thread."""
@@ -315,9 +357,10 @@ class Ring:
 
     def uses(self, iova: int, size: int) -> bool:
         """Whether the ring itself has one of these I/O addresses."""
-        if self._addresses is None or not self._fits:
+        addresses = self._settings.addresses
+        if addresses is None or not self._sized:
             return False
-        parts = self._addresses.everything(RingLayout(self._size, self._packed))
+        parts = addresses.everything(RingLayout(self._settings.size, self._packed))
         return any(address < iova + size and iova < address + length for address, length in parts)
 
     @property
@@ -347,8 +390,8 @@ class Ring:
     def heard(self) -> None:
         """The ring was kicked while it waits for translations: it asks, also for what the front-end has been
         asked for and has not answered."""
-        lane = self.lane
-        if self.broken or self._addresses is None:
+        lane, addresses = self.lane, self._settings.addresses
+        if self.broken or addresses is None:
             return
         if lane is not None and not self._suspended:
             self._seek(lane, again=True)
@@ -360,7 +403,7 @@ class Ring:
             self._wake(lane)
             return
         # Only the control plane can set the ring up anew, which it does when it is told once more.
-        for address, size in self._addresses.everything(RingLayout(self._size, self._packed)):
+        for address, size in addresses.everything(RingLayout(self._settings.size, self._packed)):
             translations.invalidate(address, size)
         translations.ask(self, self._missing())
 
@@ -491,18 +534,19 @@ class Ring:
         return busy
 
     def _missing(self) -> list[Miss]:
-        iotlb, addresses = self._host.iotlb, self._addresses
-        if iotlb is None or addresses is None:
+        iotlb, addresses = self._host.iotlb, self._settings.addresses
+        if iotlb is None or addresses is None or not self._sized:
             return []
-        return addresses.missing(iotlb, RingLayout(self._size, self._packed))
+        return addresses.missing(iotlb, RingLayout(self._settings.size, self._packed))
 
     def _stays(self) -> bool:
         # Whether a suspended ring is where it was before.
-        assert self._addresses is not None
-        layout, iotlb = RingLayout(self._size, self._packed), self._host.iotlb
+        addresses, iotlb = self._settings.addresses, self._host.iotlb
+        assert addresses is not None
+        layout = RingLayout(self._settings.size, self._packed)
         try:
-            places = self._addresses.find(self._memory, layout, iotlb)
-            return places == self._places and self._addresses.logged(layout, iotlb) == self._logged
+            places = addresses.find(self._memory, layout, iotlb)
+            return places == self._places and addresses.logged(layout, iotlb) == self._logged
         except GuestMemoryError:
             return False
 
@@ -526,42 +570,43 @@ class Ring:
         return bool(self._host.features & _PACKED)
 
     @property
-    def _fits(self) -> bool:
+    def _sized(self) -> bool:
         # Whether there is a size, and the kind of ring that is negotiated now can have it.
-        return self._size > 0 and (self._packed or not self._size & (self._size - 1))
+        return is_size(self._settings.size, packed=self._packed)
+
+    @property
+    def _wanted(self) -> bool:
+        # Whether the ring, if it is started, is to be served.
+        return self.state.enabled or (self._device.serves_disabled and bool(self._host.enabled))
+
+    @property
+    def _served(self) -> bool:
+        # Whether there is a queue, and a ring in memory under it.
+        return self._queue is not None and not self._queue.away
+
+    @property
+    def _held(self) -> bool:
+        # Whether a device in Python has chains that it will return some time.
+        return self.lane is not None and not self.lane.native and self.lane.queue.held > 0
 
     def _open(self) -> None:
-        if not self._size or self._addresses is None:
-            missing = "SET_VRING_ADDR" if self._size else "SET_VRING_NUM"
-            raise RemoteProtocolError(f"the ring cannot start without {missing}")
-        if not self._fits or (self._base > 0xFFFF and not self._packed):
-            # Set before SET_FEATURES made another kind of ring of it.
-            raise RemoteProtocolError(
-                f"{self._size} entries and base {self._base:#x} are a packed ring's; a split one has a power "
-                f"of two of entries and a base of 16 bits"
-            )
-        layout, host = RingLayout(self._size, self._packed), self._host
-        if (lacking := self._missing()) and host.translations.ask(self, lacking):
-            log.info("%s waits for the translation of %#x", self.name, lacking[0].address)
-            if not self._polled:
-                self._ear = ffi.new("struct vh_lane *", {"kick_fd": self.kick.fd, "off": lib.VH_LISTEN})
-                self._ear.kick_checked = not lib.vh_is_counter(self.kick.fd)
+        parts = self._map()
+        if parts is None:
             return
-        features, record, inflight = host.features, self._record(), 0
+        host, features = self._host, self._host.features
+        size, record, inflight = self._settings.size, self._record(), 0
         if record is not None:
-            inflight = record.part(self.index, self._size, packed=layout.packed)
-        places = self._addresses.find(self._memory, layout, host.iotlb)
-        self._places, self._logged = places, self._addresses.logged(layout, host.iotlb)
+            inflight = record.part(self.index, size, packed=self._packed)
         queue = Queue(
             self.index,
-            layout,
+            RingLayout(size, self._packed),
             self._memory,
-            map_parts(self._memory, layout, places),
-            base=self._base,
+            parts,
+            base=normal_base(self._base, host.quirks, packed=self._packed),
             event_idx=bool(features & _EVENT_IDX),
             indirect=bool(features & _INDIRECT),
             in_order=bool(features & _IN_ORDER),
-            big_endian=self._big_endian and not features & _VERSION_1,
+            big_endian=self._settings.big_endian and not features & _VERSION_1,
             max_chain=self._device.max_chain,
             call_fd=self._call.fd,
             translation=host.iotlb,
@@ -576,25 +621,44 @@ class Ring:
             raise
         self.lane = Lane(queue, path, self.kick.fd)
         self.recorded = record
-        log.info("%s started: %d entries, base %#x", self.name, self._size, queue.base)
+        log.info("%s started: %d entries, base %#x", self.name, size, queue.base)
         if queue.again:
             log.info("%s: %d chains were in flight, and are served again", self.name, queue.again)
 
+    def _map(self) -> tuple[RingAccess, RingAccess, RingAccess] | None:
+        # The parts of the ring; None: not now, and not without another message.
+        host, (layout, addresses) = self._host, self._settings.layout(packed=self._packed)
+        if (lacking := self._missing()) and host.translations.ask(self, lacking):
+            log.info("%s waits for the translation of %#x", self.name, lacking[0].address)
+            if not self._polled:
+                self._ear = ffi.new("struct vh_lane *", {"kick_fd": self.kick.fd, "off": lib.VH_LISTEN})
+                self._ear.kick_checked = not lib.vh_is_counter(self.kick.fd)
+            return None
+        places = addresses.find(self._memory, layout, host.iotlb)
+        logged = addresses.logged(layout, host.iotlb)
+        parts = map_parts(self._memory, layout, places)
+        if self._word is not None and parts[2].view[: len(self._word)] != self._word:
+            # Only another ring was enabled, and where this one was there is something else now.
+            for part in parts:
+                part.close()
+            return None
+        self._places, self._logged = places, logged
+        return parts
+
     def _record(self) -> InflightRegion | None:
-        region = self._host.inflight
-        if region is None or region.holds(self.index, self._size):
+        region, size = self._host.inflight, self._settings.size
+        if region is None or region.holds(self.index, size):
             return region
         log.warning(
             "%s: its %d entries have no place in the %s: what is in flight is lost if this process is killed",
             self.name,
-            self._size,
+            size,
             region.spec,
         )
         return None
 
     def _log(self, queue: Queue) -> None:
-        host, addresses = self._host, self._addresses
-        assert addresses is not None
+        host = self._host
         if host.log is None or not host.features & _LOG_ALL:
             queue.log_to(None)
             return
@@ -605,30 +669,52 @@ class Ring:
         # Where the used ring is logged now; None: that is not known yet.
         if addresses.log == addresses.used and self._host.iotlb is not None:
             return (self._places[2][0],)
+        layout = RingLayout(self._settings.size, self._packed)
         try:
-            return (addresses.logged(RingLayout(self._size, self._packed), self._host.iotlb),)
+            return (addresses.logged(layout, self._host.iotlb),)
         except GuestMemoryError:
             return None
 
-    def _reopen(self) -> None:
-        if self.state.started and not self.broken:
+    def _resume(self) -> None:
+        # Go on, if the ring is to be served and its memory is there.
+        if self.state.started and not self.broken and self._wanted and not self._served:
             try:
-                self._open()
+                self._bring_back()
+                self._lacking = ""
             except Exception as error:
-                self.fail(str(error), trace=not isinstance(error, (VhostError, OSError)))
+                if isinstance(error, UnmappedError) and self._host.iotlb is None:
+                    self._wait(str(error))
+                else:
+                    self.fail(str(error), trace=not isinstance(error, (VhostError, OSError)))
         self._settle()
 
+    def _bring_back(self) -> None:
+        queue = self._queue
+        if queue is None:
+            self._open()
+        elif (parts := self._map()) is not None:
+            self._log(queue)
+            queue.come_back(parts)
+            self._device.start(queue)
+            log.info("%s goes on, and the device holds %d chains", self.name, queue.held)
+
+    def _wait(self, lacking: str) -> None:
+        if lacking != self._lacking:
+            log.info("%s rests until its memory is there: %s", self.name, lacking)
+        self._lacking = lacking
+
     def _settle(self) -> None:
-        if self._runner is not None or self.cdata is None or self.broken:
+        queue = self._queue
+        if self._runner is not None or self.cdata is None or self.broken or not self._wanted:
             return
-        enabled = self.state.enabled
-        if self.lane is not None:
-            self._device.set_enabled(self.index, enabled)
-        if enabled or self._device.serves_disabled:
-            if not self.listening:
-                self.cdata.off = lib.VH_ON
-                self.cdata.look = 1
-            self._runner = self._run(self)
+        if queue is not None:
+            if queue.away:
+                return
+            self._device.set_enabled(self.index, self.state.enabled)
+        if not self.listening:
+            self.cdata.off = lib.VH_ON
+            self.cdata.look = 1
+        self._runner = self._run(self)
 
     def _rest(self) -> None:
         if self._runner is not None:
@@ -646,29 +732,37 @@ class Ring:
         except Exception:
             log.exception("%s: the device failed to give up a request", self.name)
 
-    def _halt(self) -> None:
+    def _halt(self, *, leave: bool = False) -> None:
+        # `leave`: keep the queue for as long as the device has chains of it.
         self._rest()
         self._host.translations.leave(self)
         self._suspended, self._ear = False, None
-        lane, self.lane = self.lane, None
+        lane = self.lane
         if lane is None:
             return
         queue = lane.queue
-        self._put_back(lane)
-        lane.drain()
-        queue.pausing = True
-        try:
-            self._device.stop(self.index)
-        except Exception:
-            log.exception("%s: the device failed to stop it", self.name)
+        if not queue.away:
+            self._put_back(lane)
+            lane.drain()
+            queue.pausing = True
+            try:
+                self._device.stop(self.index)
+            except Exception:
+                log.exception("%s: the device failed to stop it", self.name)
+            queue.pausing = False
+        if leave and self._held and not self.broken:
+            if not queue.away:
+                queue.leave()
+                log.info("%s is left while the device holds %d chains", self.name, queue.held)
+            return
+        self.lane = self.recorded = None
         self._base = queue.base
         queue.close()
-        self.recorded = None
         if queue.held:
             log.error("%s: the device has not returned %d of %d chains", self.name, queue.held, queue.popped)
         log.info("%s stopped: base %#x, %d chains served", self.name, self._base, queue.pushed)
 
-    def _shut(self) -> None:
-        self.state = next_state(self.state, RingEvent.GET_BASE)
+    def _shut(self, event: RingEvent) -> None:
+        self.state = next_state(self.state, event)
         self.broken = False
         self.kick.close()

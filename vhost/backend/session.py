@@ -8,7 +8,7 @@ no event loop: how rings are run is a parameter.
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -224,15 +224,14 @@ class Session:
     def _set_features(self, message: fe.SetFeatures, request: Request) -> None:
         features = offered_only(message.features, self._offer.virtio)
         logging_only = features & ~_LOG_ALL == self._shared.features & ~_LOG_ALL
-        with self._paused() if logging_only else self._memory_changed():
+        with self._paused() if logging_only else self._started(Ring.changed):
             self._tell_device(features)
             if not logging_only:
                 self._shared.translations.clear()
             self._shared.set_features(features, self._connection.protocol_features)
         log.info("%s: virtio features %#x negotiated", self.device.name, features)
         if not features & _PROTOCOL_FEATURES:
-            for ring in self.rings:
-                ring.apply(RingEvent.FEATURES_WITHOUT_PROTOCOL)
+            self._apply(RingEvent.FEATURES_WITHOUT_PROTOCOL, self.rings)
 
     def _tell_device(self, features: int) -> None:
         try:
@@ -261,7 +260,7 @@ class Session:
         features = offered_protocol_features(message.features, self._offer.protocol)
         shared = self._shared
         same = shared.translates(shared.features, features) == (shared.iotlb is not None)
-        with ExitStack() if same else self._memory_changed():
+        with ExitStack() if same else self._started(Ring.changed):
             shared.set_features(shared.features, features)
         self._stand()
         log.info("%s: protocol features %#x negotiated", self.device.name, features)
@@ -279,14 +278,13 @@ class Session:
     @_handles(fe.ResetOwner, before_owner=True)
     def _reset_owner(self, _: fe.ResetOwner, request: Request) -> None:
         # Deprecated, and read in two ways: to disable the rings is the one that hurts nobody.
-        for ring in self.rings:
-            ring.apply(RingEvent.RESET_OWNER)
+        self._apply(RingEvent.RESET_OWNER, self.rings)
 
     @_handles(fe.ResetDevice, before_owner=True)
     def _reset_device(self, _: fe.ResetDevice, request: Request) -> None:
         for ring in self.rings:
             ring.stop()
-            ring.apply(RingEvent.RESET_DEVICE)
+        self._apply(RingEvent.RESET_DEVICE, self.rings)
         self._shared.translations.rest()
         self.device.reset()
         self.device.negotiated(self._shared.features & ~_LOG_ALL)
@@ -297,7 +295,7 @@ class Session:
     def _set_mem_table(self, message: fe.SetMemTable, request: Request) -> None:
         self._check_xen()
         specs = [RegionSpec(*region) for region in message.regions]
-        with self._memory_changed():
+        with self._started(Ring.moved):
             self.memory.replace(list(zip(specs, request.take_fds(), strict=True)))
             self._repeats.clear()
             self._shared.translations.clear()
@@ -323,7 +321,7 @@ class Session:
         spec = RegionSpec(*message.region)
         if self._there(spec) is None and self._repeats.removed(message.region):
             return
-        with self._memory_changed():
+        with self._started(Ring.moved):
             self.memory.remove(spec)
             self._shared.translations.clear()
 
@@ -339,11 +337,11 @@ class Session:
     def _check_xen(self) -> None:
         check_xen(self._connection.protocol_features, "guest memory")
 
-    def _memory_changed(self) -> ExitStack:
+    def _started(self, pause: Callable[[Ring], AbstractContextManager[None]]) -> ExitStack:
         stack = ExitStack()
         for ring in self.rings:
             if ring.state.started:
-                stack.enter_context(ring.changed())
+                stack.enter_context(pause(ring))
         return stack
 
     def _paused(self) -> ExitStack:
@@ -470,7 +468,17 @@ class Session:
         features = self._shared.features
         if features and not features & _PROTOCOL_FEATURES:
             log.info("%s: %s, though PROTOCOL_FEATURES is not negotiated: done", self.device.name, message)
-        self._ring(message.index).apply(RingEvent.ENABLE if message.num else RingEvent.DISABLE)
+        event = RingEvent.ENABLE if message.num else RingEvent.DISABLE
+        self._apply(event, [self._ring(message.index)])
+
+    def _apply(self, event: RingEvent, rings: Sequence[Ring]) -> None:
+        enabled = self._shared.enabled
+        before = bool(enabled)
+        for ring in rings:
+            ring.apply(event)
+        if bool(enabled) != before:
+            for ring in self.rings:
+                ring.settle()
 
     def _ring(self, index: int) -> Ring:
         if index >= len(self.rings):

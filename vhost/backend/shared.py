@@ -30,6 +30,8 @@ class Shared:
         self.translations = Translations(memory, quirks)
         self.log: DirtyLog | None = None
         self.inflight: InflightRegion | None = None
+        #: Numbers of the rings that are enabled.
+        self.enabled: set[int] = set()
         self._memory = memory
         self._old: list[InflightRegion] = []
         self._notify = Notifier("log descriptor")

@@ -81,16 +81,24 @@ class Device:
         """The front-end has acknowledged `features` (all bits, not only the device's own)."""
 
     def start(self, queue: Queue) -> None:
-        """The ring of `queue` has started; :meth:`handle` follows as soon as it is enabled."""
+        """The ring of `queue` has started; :meth:`handle` follows as soon as it is enabled.
+
+        It is the same queue as before where the device has not returned all chains when the ring stopped.
+        """
 
     def set_enabled(self, index: int, enabled: bool) -> None:
         """The started ring `index` is enabled or disabled; it is not served while this runs.
 
-        What the driver puts into a disabled ring must have no effect.
+        What the driver puts into a disabled ring must have no effect. Only where :attr:`serves_disabled`; the
+        disabled rings of other devices are stopped.
         """
 
     def stop(self, index: int) -> None:
-        """The ring `index` has stopped; its queue will not be seen again."""
+        """The ring `index` stops: the guest has disabled it, or its memory goes, or it is over.
+
+        This is the moment to return all chains, or at least to write to none of them any more. Those that are
+        returned later reach the driver if the ring goes on in between, see :meth:`start`.
+        """
 
     def path(self, queue: Queue) -> Any | None:
         """A native data path for `queue`: a ``struct vh_path *`` that lives until :meth:`stop`, None for

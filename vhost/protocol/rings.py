@@ -36,6 +36,7 @@ class RingEvent(enum.Enum):
     KICK_SET = "SET_VRING_KICK"
     VRING_KICK = "VRING_KICK"
     GET_BASE = "GET_VRING_BASE"
+    SET_ANEW = "NUM, ADDR, BASE or ENDIAN changed"
     ENABLE = "SET_VRING_ENABLE 1"
     DISABLE = "SET_VRING_ENABLE 0"
     FEATURES_WITHOUT_PROTOCOL = "SET_FEATURES without bit 30"
@@ -44,11 +45,13 @@ class RingEvent(enum.Enum):
 
 
 # What an event sets the two halves to; None leaves them. RESET_OWNER may be ignored or disable the rings; it
-# disables them here. RESET_DEVICE brings back the first state.
+# disables them here. RESET_DEVICE brings back the first state. What is set up anew waits for its start:
+# this is not in the specification, which leaves open when such settings take effect.
 _EFFECTS: dict[RingEvent, tuple[bool | None, bool | None]] = {
     RingEvent.KICK_SET: (True, None),
     RingEvent.VRING_KICK: (True, None),
     RingEvent.GET_BASE: (False, None),
+    RingEvent.SET_ANEW: (False, None),
     RingEvent.ENABLE: (None, True),
     RingEvent.DISABLE: (None, False),
     RingEvent.FEATURES_WITHOUT_PROTOCOL: (None, True),

@@ -123,7 +123,8 @@ class Queue:
         self._memory = memory
         self._source: Translation = memory if translation is None else translation
         self._rings = rings
-        self._closed = False
+        self._closed = False  # there is no ring, for ever or while it is away
+        self._waiting: list[Batch] | None = None  # what came back while it is away
         self._table: Table = self._source.table
         self._before: list[Table] = []  # tables that the core may still look at
         self._log: DirtyLog | None = None
@@ -303,8 +304,7 @@ class Queue:
         A closed queue has nobody to return them to: then they only give their memory back, with the last one.
         """
         if self._closed:
-            if not lib.vh_batch_left(batch.cdata):
-                batch.release()
+            self._keep_back(batch)
             return
         if batch.mapped is not None:
             # The grants of a batch are mapped in one call, and given back before the driver hears of it.
@@ -422,9 +422,55 @@ class Queue:
             next_one = [first]
         return next_one, behind
 
+    @property
+    def word(self) -> bytes:
+        """Four bytes that only the device writes: flags and index of used, of a packed ring its event
+        suppression."""
+        return bytes(self._rings[2].view[:4])
+
+    @property
+    def away(self) -> bool:
+        """Whether the ring's memory is given back, but the queue goes on when it comes again."""
+        return self._waiting is not None
+
+    def leave(self) -> None:
+        """Give the ring's memory back for now, with the device still holding chains.
+
+        Until :meth:`come_back` there is nothing to pop, and what is returned waits.
+        """
+        self._closed, self._waiting = True, []
+        self._table = Table()
+        lib.vh_queue_swap(self._q, self._table.cdata)
+        self._before.clear()
+        for ring in self._rings:
+            ring.close()
+
+    def come_back(self, rings: tuple[RingAccess, RingAccess, RingAccess]) -> None:
+        """Go on where :meth:`leave` left, with the ring where it is now.
+
+        :raises VirtqueueError: the guest did not grant what an answer needs.
+        """
+        q, returned = self._q, self._waiting or []
+        self._rings = rings
+        q.desc, q.avail, q.used = (ffi.cast("void *", part.address) for part in rings)
+        self._closed, self._waiting = False, None
+        self.refresh()
+        for batch in returned:
+            self.push_done(batch)
+
+    def _keep_back(self, batch: Batch) -> None:
+        # What is returned while there is no ring: only the memory can be given back.
+        if self._waiting is not None and batch not in self._waiting:
+            self._waiting.append(batch)
+        if not lib.vh_batch_left(batch.cdata) and (self._waiting is None or batch.mapped is None):
+            batch.release()
+
     def close(self) -> None:
         """Give the ring's memory back. Whoever still has the queue finds it empty from now on."""
+        returned, self._waiting = self._waiting or (), None
         self._closed = True
+        for batch in returned:
+            self._keep_back(batch)
         for ring in self._rings:
             ring.close()
         self._free.clear()
