@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vhost.backend.addresses import RingAddresses
+from vhost.backend.host import Runner
 from vhost.backend.offer import (
     Offer,
     check_xen,
@@ -20,7 +21,7 @@ from vhost.backend.offer import (
     offered_protocol_features,
     standing_answers,
 )
-from vhost.backend.ring import Ring, Runner
+from vhost.backend.ring import Ring
 from vhost.backend.shared import Shared
 from vhost.backend.translations import Translations
 from vhost.devices.device import Device
