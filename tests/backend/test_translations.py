@@ -120,10 +120,12 @@ def test_a_channel_that_the_front_end_closes(server: Serving) -> None:
         ring = running(peer)
         assert peer.channel is not None
         peer.channel.close()
-        server.lines.wait("has closed the channel", level="WARNING")
+        server.lines.wait("has closed the channel", level="INFO")
         peer.do(NOTHING)
+        assert not server.lines.having("", "WARNING")
         ring.add(b"abc", 64)
         ring.kick_it()
+        server.lines.wait("there is no channel", level="WARNING")
         peer.open_channel()
         assert peer.answer(ring) == (b"cba", RING_PAGES + BUFFERS)
         assert not server.lines.having("", "ERROR")

@@ -87,6 +87,7 @@ class Translations:
         self._waits: dict[Waiter, set[_Asked]] = {}
         self._unsent: dict[_Asked, IotlbType] = {}
         self._late: list[_Asked] = []  # unanswered when the rings stopped
+        self._mute = False  # nobody is told again that there is no channel
         self._grain = 1 << 64  # bytes that an answer covers, by the last one
 
     def switch(self, on: bool) -> None:
@@ -109,6 +110,7 @@ class Translations:
             if self._channel is not None:
                 self._channel.close()
             self._channel = channel
+            self._mute = False
             for entry in self._asked:
                 self._again(entry)
             self._flush()
@@ -123,9 +125,10 @@ class Translations:
             if self._channel is None:
                 return
             if not self._channel.take():
-                log.warning("the front-end has closed the channel on which it is asked for translations")
+                log.info("the front-end has closed the channel for requests of the back-end")
                 self._channel.close()
                 self._channel = None
+                self._complain()
             self._flush()
 
     # ---- what rings need ----
@@ -145,6 +148,8 @@ class Translations:
             waits: set[_Asked] = set()
             # What is asked for writing will mostly be readable too.
             for miss in sorted(needed, key=_writes_first):
+                if len(waits) == _MOST:
+                    break
                 for entry in self._entries(miss, waits):
                     if len(waits) == _MOST:
                         break
@@ -156,6 +161,7 @@ class Translations:
             if not waits:
                 return False
             self._waits[ring] = waits
+            self._complain()
             for miss in ahead:
                 for _ in self._entries(miss):
                     if len(self._asked) >= _LIMIT:
@@ -298,6 +304,11 @@ class Translations:
     def _again(self, entry: _Asked) -> None:
         entry.sent = entry.read = entry.lost = entry.probe = False
         self._unsent[entry] = IotlbType.MISS
+
+    def _complain(self) -> None:
+        if self._channel is None and self._waits and not self._mute:
+            log.warning("rings wait for translations, and there is no channel on which to ask for them")
+            self._mute = True
 
     def _look(self) -> None:
         # A front-end that has read all, and does not answer some of it, has no answer to that.
