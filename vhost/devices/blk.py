@@ -18,6 +18,7 @@ from vhost.devices.device import Device
 from vhost.devices.disk import Disk
 from vhost.devices.image import Image
 from vhost.errors import DeviceError
+from vhost.mem import Memory
 from vhost.virtio.blk import (
     BIG_HEADER,
     BIG_SEGMENT,
@@ -88,6 +89,8 @@ class Blk(Device):
         self._config = BlkConfig(self._disk, _SEG_MAX, num_queues)
         self._clearing = Clearing(self._disk)
         self.features = int(self._config.features())
+        # Buffers that are mapped for their use only are never left to io_uring.
+        self.in_order = self._disk.in_order or Memory.uses_xen
         self._core = ffi.new(
             "struct vh_blk *",
             {

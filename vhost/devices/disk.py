@@ -22,6 +22,8 @@ class Disk:
 
     #: Whether writes are refused.
     read_only: bool
+    #: Whether its data paths do requests in the order in which they are taken.
+    in_order: bool = True
     #: Bytes of the smallest access that the disk does in one go.
     block_size: int = SECTOR
     #: Bytes: what buffers for it have to be aligned to.

@@ -87,6 +87,8 @@ class Image(Disk):
             self._name, self._io = os.fspath(path), io
             if io == "map" or (io == "auto" and not direct and self._in_memory()):
                 self._map()
+            # By io_uring they overtake each other.
+            self.in_order = bool(self.guard) or io == "sync"
         except BaseException:
             self.close()
             raise
