@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab import archive, guest, rust, testpmd, uml, wheels, xen
+from tests.lab import archive, guest, rust, s390x, testpmd, uml, wheels, xen
 from tests.lab.backends import BACKENDS
 from tests.lab.daemons import ours
 from tests.lab.dom0 import LOST, LostDom0
@@ -28,6 +28,7 @@ def fetch() -> int:
     print(archive.unpacked(["libblkio1"], "trixie"))
     for suite in uml.SUITES:
         print(uml.uml_kernel(suite).root)
+    print(debian_kernel(s390x.MACHINE).image, s390x.qemu().root, s390x.busybox(), sep="\n")
     for userland in (testpmd.dpdk(), *(backend.userland() for backend in BACKENDS), xen.emulator()):
         print(userland.root)
     print(rust.front_end())

@@ -5,6 +5,8 @@ An apt state of its own lies in the cache folder, so the machine's own apt is ne
 changed, and a plain user can use it. The mirror is the one the machine already uses: its URI is asked of apt,
 and the suites the lab wants are taken from the same place. Of the machine's apt settings only those for
 downloading (proxies, certificates, retries) are taken over; its hooks are not.
+
+Packages for machines of another architecture come from a state of their own, which believes to be on one.
 """
 
 import hashlib
@@ -19,27 +21,30 @@ from tests.lab.prerequisites import Missing, tool
 
 __all__ = ("closure", "dependency", "unpacked")
 
+FOREIGN_SUITES = ("bookworm",)
 SUITES = ("bookworm", "bookworm-backports", "trixie", "sid")
 MERGED = ("bin", "sbin", "lib", "lib64")  # folders of / that live in /usr
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
-def unpacked(packages: Sequence[str], suite: str) -> Path:
+def unpacked(packages: Sequence[str], suite: str, architecture: str = "") -> Path:
     """A folder with the files of ``packages`` of ``suite``, as if it were a root folder.
 
+    :param architecture: Debian's name of the machine that they are for; empty: this machine's.
     :raises Missing: this machine's apt cannot provide them.
     """
 
     def make(place: Path) -> None:
         debs = place / "debs"
         debs.mkdir()
-        run_apt("apt-get", "download", *(f"{package}/{suite}" for package in packages), cwd=debs)
+        names = [f"{package}/{suite}" for package in packages]
+        run_apt("apt-get", "download", *names, cwd=debs, architecture=architecture)
         for deb in debs.iterdir():
             subprocess.run([tool("dpkg-deb"), "-x", deb, place], check=True)
             deb.unlink()
         debs.rmdir()
 
-    return cache.kept(f"{packages[0]}-{mark(packages, suite)}", make)
+    return cache.kept(f"{packages[0]}-{mark((*packages, *architecture.split()), suite)}", make)
 
 
 def closure(packages: Sequence[str], suite: str, finish: Callable[[Path], None] | None = None) -> Path:
@@ -68,12 +73,14 @@ def closure(packages: Sequence[str], suite: str, finish: Callable[[Path], None] 
     return cache.kept(f"{packages[0]}-closure-{mark(packages, suite)}", make)
 
 
-def dependency(package: str, suite: str, prefix: str) -> str:
+def dependency(package: str, suite: str, prefix: str, architecture: str = "") -> str:
     """The first dependency of ``package`` whose name starts with ``prefix``: what a meta-package stands for.
 
+    :param architecture: as for :func:`unpacked`.
     :raises Missing: this machine's apt does not know the package in that suite, or it has no such dependency.
     """
-    record = run_apt("apt-cache", "show", f"{package}/{suite}", cwd=cache.folder())
+    show = ("apt-cache", "show", f"{package}/{suite}")
+    record = run_apt(*show, cwd=cache.folder(), architecture=architecture)
     for line in record.splitlines():
         if line.startswith("Depends: "):
             for name in line.removeprefix("Depends: ").split(","):
@@ -96,14 +103,14 @@ def unpack_merged(deb: Path, place: Path) -> None:
         raise subprocess.CalledProcessError(source.returncode, source.args)
 
 
-def run_apt(program: str, *arguments: str, cwd: Path, only: str | None = None) -> str:
+def run_apt(program: str, *arguments: str, cwd: Path, only: str | None = None, architecture: str = "") -> str:
     # The standard output of one command of apt on the lab's own state; it may see all suites, or only one.
     # Package lists grow old (a mirror drops what they name), so a failure is final only with new ones.
-    state = cache.folder() / "apt"
+    state = cache.folder() / f"apt-{architecture}".rstrip("-")
     with cache.locked(state):
         new = not is_made(state)
         if new:
-            make_state(state)
+            make_state(state, architecture)
         if only:
             arguments = ("-o", f"Dir::Etc::sourcelist={one_suite(state, only)}", *arguments)
         done = call_apt(state, program, *arguments, cwd=cwd)
@@ -137,13 +144,17 @@ def is_made(state: Path) -> bool:
     return all(f" {suite} " in known for suite in SUITES)
 
 
-def make_state(state: Path) -> None:
+def make_state(state: Path, architecture: str) -> None:
     for name in ("lists/partial", "archives/partial", "empty"):
         (state / name).mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
     uri, proof = machine_mirror(), f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
-    (state / "sources.list").write_text("".join(f"deb {proof}{uri} {suite} main\n" for suite in SUITES))
-    (state / "apt.conf").write_text(configuration(state) + download_settings())
+    suites = FOREIGN_SUITES if architecture else SUITES
+    (state / "sources.list").write_text("".join(f"deb {proof}{uri} {suite} main\n" for suite in suites))
+    settings = configuration(state) + download_settings()
+    if architecture:
+        settings += f'APT::Architecture "{architecture}";\nAPT::Architectures {{ "{architecture}"; }};\n'
+    (state / "apt.conf").write_text(settings)
     # A mirror may lack one of the suites; whether the others suffice shows when a package is wanted.
     updated = call_apt(state, "apt-get", "update", cwd=state)
     if not any((state / "lists").glob("*_Packages*")):

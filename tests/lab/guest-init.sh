@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-# First program of a lab guest. Loads the modules, then does what the second serial port asks, one line each:
+# First program of a lab guest. Loads the modules, then does what the second serial port, or the terminal that
+# "lab.port=" on the kernel's command line names, asks, one line each:
 #   SECONDS BASE64       run the decoded shell command, killed after SECONDS
 # and answers each with one line and the command's output (standard output and error together):
 #   done STATUS BYTES
@@ -9,6 +10,7 @@
 export PATH=/bin:/sbin HOME=/
 
 if [ "$1" = commands ]; then
+    stty raw -echo
     echo "ready $(cat /proc/sys/kernel/random/boot_id)"
     while read -r seconds command; do
         echo "$command" | base64 -d > /tmp/command
@@ -32,9 +34,11 @@ done < /modules/order
 if grep -qw lab.shell /proc/cmdline; then
     setsid cttyhack sh
 else
-    stty -F /dev/ttyS1 raw -echo
+    port=$(sed -n 's/.*lab\.port=\([^ ]*\).*/\1/p' /proc/cmdline)
+    port=${port:-/dev/ttyS1}
+    while [ ! -e "$port" ]; do sleep 0.1; done
     # In a process of its own: the first one inherits all orphans, and the end of one would cut its "read" short.
-    /init commands <> /dev/ttyS1 >&0
+    /init commands <> "$port" >&0
     echo "lab: the command port is closed"
 fi
 poweroff -f

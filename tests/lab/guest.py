@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from tests.lab.console import last_words, stalled
 from tests.lab.peers import Peer, asked
@@ -211,6 +211,9 @@ class Guest(Commanded):
     :raises LostGuest: it does not come up.
     """
 
+    #: QEMU's arguments for the port by which it takes commands, the chardev ``commands``.
+    PORT: ClassVar[tuple[str, ...]] = ("-serial", "chardev:commands")
+
     def __init__(self, argv: Sequence[str], logs: Path, witnesses: Sequence[Process] = ()) -> None:
         self._argv = argv
         self._control, self._far_control = socket.socketpair()
@@ -235,7 +238,7 @@ class Guest(Commanded):
         with self._far_control as control:
             ports = (
                 *("-serial", f"file:{self.console}"),
-                *("-chardev", f"socket,id=commands,fd={commands}", "-serial", "chardev:commands"),
+                *("-chardev", f"socket,id=commands,fd={commands}", *self.PORT),
                 *("-chardev", f"socket,id=control,fd={control.fileno()}"),
                 *("-mon", "chardev=control,mode=control"),
             )

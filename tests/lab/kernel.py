@@ -14,8 +14,11 @@ from tests.lab.prerequisites import Missing, tool
 
 __all__ = ("LINUX", "Kernel", "debian_kernel")
 
-# Where a kernel of the 6.12 series or newer is found, best first.
-SOURCES = (("linux-image-amd64", "bookworm-backports"), ("linux-image-amd64", "trixie"))
+# Where a kernel is found, best first: of the 6.12 series or newer for this machine.
+SOURCES = {
+    "": (("linux-image-amd64", "bookworm-backports"), ("linux-image-amd64", "trixie")),
+    "s390x": (("linux-image-s390x", "bookworm"),),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +62,17 @@ class Kernel:
         return found
 
 
-def debian_kernel() -> Kernel:
+def debian_kernel(architecture: str = "") -> Kernel:
     """The kernel that Debian's meta-package names today.
 
+    :param architecture: Debian's name of the machine that it runs on; empty: this machine's.
     :raises Missing: this machine's apt cannot provide one.
     """
     reasons = []
-    for meta, suite in SOURCES:
+    for meta, suite in SOURCES[architecture]:
         try:
-            package = archive.dependency(meta, suite, "linux-image-")
-            root = archive.unpacked([package], suite)
+            package = archive.dependency(meta, suite, "linux-image-", architecture)
+            root = archive.unpacked([package], suite, architecture)
         except Missing as missing:
             reasons.append(str(missing))
             continue

@@ -15,10 +15,13 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "ext4")
 INIT = Path(__file__).with_name("guest-init.sh")
 
 
-def write_root(kernel: Kernel, target: Path, modules: Sequence[str] = MODULES) -> None:
-    """Writes the guest's root to ``target``. All of it is files of this machine and of the kernel's package.
+def write_root(
+    kernel: Kernel, target: Path, modules: Sequence[str] = MODULES, busybox: Path | None = None
+) -> None:
+    """Writes the guest's root to ``target``. All of it is files of this machine and of packages.
 
     :param modules: are loaded, and what they need before them.
+    :param busybox: for another processor than this machine's, statically linked: all programs there are.
     :raises Missing: a part is not on this machine.
     """
     root = Initramfs()
@@ -26,8 +29,11 @@ def write_root(kernel: Kernel, target: Path, modules: Sequence[str] = MODULES) -
         root.folder(f"/{folder}")
     root.device("/dev/console", 5, 1)  # the kernel opens it before the first program runs
     root.file("/init", INIT.read_bytes(), 0o755)
-    root.program("/bin/busybox", Path(tool("busybox")))
-    root.program("/sbin/mkfs.ext4", Path(tool("mkfs.ext4")))
+    if busybox is None:
+        root.program("/bin/busybox", Path(tool("busybox")))
+        root.program("/sbin/mkfs.ext4", Path(tool("mkfs.ext4")))
+    else:
+        root.file("/bin/busybox", busybox.read_bytes(), 0o755)
     files = kernel.modules(modules)
     for name, content in files.items():
         root.file(f"/modules/{name}.ko", content)
