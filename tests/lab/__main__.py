@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab import archive, guest, rust, s390x, testpmd, uml, wheels, xen
+from tests.lab import archive, block_tools, guest, rust, s390x, testpmd, uml, wheels, xen
 from tests.lab.backends import BACKENDS
 from tests.lab.daemons import ours
 from tests.lab.dom0 import LOST, LostDom0
@@ -32,6 +32,8 @@ def fetch() -> int:
     for userland in (testpmd.dpdk(), *(backend.userland() for backend in BACKENDS), xen.emulator()):
         print(userland.root)
     print(rust.front_end())
+    for userland in block_tools.userlands():
+        print(userland.root)
     for release in xen.RELEASES.values():
         userland = release.userland()
         print(userland.root, wheels.test_layer(userland), wheels.own_layer(userland), sep="\n")

@@ -13,7 +13,7 @@ from tests.lab.daemons import START_SECONDS, Daemon
 from tests.lab.peers import Peer, packaged
 from tests.lab.userland import Userland, debian
 
-__all__ = ("BACKENDS", "PASST", "VIRTIOFSD", "VSOCK", "Backend")
+__all__ = ("BACKENDS", "PASST", "VIRTIOFSD", "VSOCK", "Backend", "listens")
 
 LISTENING = "00010000"  # __SO_ACCEPTCON among the flags in /proc/net/unix
 
