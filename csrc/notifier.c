@@ -13,9 +13,10 @@
 
 #include "core.h"
 
-/* Make a descriptor that a peer gave for notifications fit for them: it must not block, and files and devices cannot
- * be waited for. An eventfd has no file type at all. Returns 0, the mode of one that is refused, or -errno. */
-int64_t vh_notifier(int fd)
+/* Make a descriptor that a peer gave for notifications fit for them: files and devices cannot be waited for, and it must
+ * not block where they are taken from it. Where the peer takes them, it may want to be blocked, and an eventfd is never
+ * full but by intent. An eventfd has no file type at all. Returns 0, the mode of one that is refused, or -errno. */
+int64_t vh_notifier(int fd, int taken)
 {
     struct stat status;
 
@@ -23,6 +24,8 @@ int64_t vh_notifier(int fd)
         return -errno;
     if ((status.st_mode & S_IFMT) && !S_ISFIFO(status.st_mode) && !S_ISSOCK(status.st_mode))
         return status.st_mode;
+    if (!taken && !(status.st_mode & S_IFMT))
+        return 0;
     int flags = fcntl(fd, F_GETFL);
 
     if (flags < 0 || (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK)))

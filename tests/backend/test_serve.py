@@ -199,6 +199,22 @@ def test_a_call_descriptor_that_comes_late_hears_of_what_was_used(server: Servin
         assert ring.answer() == b"ba"
 
 
+def test_a_front_end_may_sleep_on_its_call_descriptor(server: Serving) -> None:
+    with server.connect() as peer:
+        peer.negotiate()
+        peer.share()
+        ring = peer.ring()
+        for fd in (ring.call, ring.err):
+            os.set_blocking(fd, True)
+        peer.start(ring)
+        ring.add(b"ab", 64)
+        ring.kick_it()
+        assert os.eventfd_read(ring.call) >= 1
+        assert ring.answer() == b"ba"
+        assert os.get_blocking(ring.call)
+        assert os.get_blocking(ring.err)
+
+
 def test_a_ring_is_served_though_its_processor_has_gone(
     server: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """A descriptor for notifications (kick, call, err, log): an eventfd, or a pipe or socket in its place.
 
-The descriptor comes from the peer, so it is checked, made non-blocking, and expected to fail at any time.
+The descriptor comes from the peer, so it is checked, and expected to fail at any time. Its flags are the
+peer's too: an eventfd by which the peer is told is left as it is, others are made non-blocking.
 """
 
 import errno
@@ -18,10 +19,12 @@ class Notifier:
     """Holds at most one descriptor, and closes it when it is replaced.
 
     :param name: for messages: ``kick descriptor of ring 0``.
+    :param taken: the peer notifies by it, and this side takes the notifications.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, taken: bool = False) -> None:
         self.name = name
+        self._taken = taken
         #: The descriptor, or -1.
         self.fd = -1
 
@@ -32,7 +35,7 @@ class Notifier:
         """
         if fd >= 0:
             try:
-                _check(fd, self.name)
+                _check(fd, self.name, self._taken)
             except BaseException:
                 os.close(fd)
                 raise
@@ -60,8 +63,8 @@ class Notifier:
         return "the peer has closed it" if result == -errno.EPIPE else os.strerror(-result)
 
 
-def _check(fd: int, name: str) -> None:
-    result = lib.vh_notifier(fd)
+def _check(fd: int, name: str, taken: bool) -> None:
+    result = lib.vh_notifier(fd, taken)
     if result > 0:
         raise RemoteProtocolError(
             f"the {name} is of file type {stat.filemode(result)[0]!r}, not an eventfd or a pipe"

@@ -29,7 +29,7 @@ class Service(ABC):
     def __init__(self, index: int, device: Device) -> None:
         self.index = index
         self.name = f"{device.name}: ring {index}"
-        self.kick = Notifier(f"kick descriptor of ring {index}")
+        self.kick = Notifier(f"kick descriptor of ring {index}", taken=True)
         #: Out of order until it is set up anew, because of its driver or its device.
         self.broken = False
         #: What a runner runs; there is one while the ring is to be served and its memory is found.
