@@ -21,7 +21,6 @@ from vhost.protocol import (
     ResetOwner,
     SetFeatures,
     SetLogFd,
-    SetMemTable,
     SetOwner,
     SetVringEnable,
     SetVringKick,
@@ -41,7 +40,8 @@ def test_a_full_err_descriptor_that_blocks(server: Serving) -> None:
     with server.connect() as peer:
         ring = peer.ready()
         block(ring.err)
-        peer.do(SetMemTable(()))
+        ring.memory(0x1000, 4)[2:4] = b"\xff\x7f"
+        ring.kick_it()
         server.lines.wait("ring 0 is broken", level="ERROR")
         peer.do(SetOwner())
     good_request(server)
@@ -97,7 +97,7 @@ def test_translations_end_with_their_feature(server: Serving) -> None:
         assert ring.request(b"ab") == b"ba"
         peer.do(SetFeatures(FEATURES))
         peer.do(SetFeatures(TRANSLATED))
-        if readable(ring.call, 0):  # the answer was seen before its call came
+        if readable(ring.call, 0):  # for the answer, which was there before
             os.eventfd_read(ring.call)
         ring.add(b"cd", 64)
         ring.kick_it()
