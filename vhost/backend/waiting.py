@@ -151,11 +151,11 @@ class Waiting(Life):
     def _suspend(self, lane: Lane) -> bool:
         # While its pages may still be touched. Says whether the ring has something to do.
         waited = lane.cdata.off == lib.VH_LISTEN
-        busy = (lane.queue.kicks_on() or waited or self._polled) and self.state.enabled
+        busy = lane.queue.kicks_on() or waited or self._polled or lane.queue.steps is not None
         self._suspended = True
         lane.cdata.off = lib.VH_LISTEN
         self._host.translations.leave(self)
-        return busy
+        return busy and self.state.enabled
 
     def _stays(self) -> bool:
         # Whether a suspended ring is where it was before.
