@@ -2,6 +2,7 @@
 """The configuration space at the socket: the driver's writes, those of a migration, and what is refused."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,18 @@ DRIVER, MIGRATION = 0, 1
 SIZE = ConfigSpace.size()
 
 
-@pytest.fixture(params=["threads", "asyncio"])
-def disk(unix_build: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
+@contextmanager
+def served(mode: str, folder: Path, quirks: str = "") -> Iterator[Serving]:
     device = Blk(MemoryDisk(1 << 20))
-    with Serving(device, request.param, tmp_path / "socket") as serving:
+    with Serving(device, mode, folder / "socket", quirks=quirks) as serving:
         yield serving
     device.close()
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def disk(unix_build: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
+    with served(request.param, tmp_path) as serving:
+        yield serving
 
 
 def space(peer: Peer) -> bytes:
@@ -86,3 +93,19 @@ def test_unknown_flags(disk: Serving, flags: int) -> None:
         peer.refused(SetConfig(WRITEBACK, flags, b"\0"))
         disk.lines.wait(f"flags {flags:#x}; 0, a write of the driver, and 1, migration, are known")
         assert space(peer) == whole
+
+
+@pytest.mark.parametrize("mode", ["threads", "asyncio"])
+@pytest.mark.usefixtures("unix_build")
+def test_flags_of_front_ends_that_count_them_from_one(mode: str, tmp_path: Path) -> None:
+    driver, migration = 1, 2
+    with served(mode, tmp_path, "set-config-flags") as disk, driven(disk) as peer:
+        whole = space(peer)
+        other = ConfigSpace.unpack(whole)._replace(seg_max=1).pack()
+        peer.do(SetConfig(WRITEBACK, driver, b"\0"))
+        assert space(peer) == with_writeback(whole, 0)
+        peer.refused(SetConfig(0, driver, other))
+        assert space(peer) == with_writeback(whole, 0)
+        peer.do(SetConfig(0, migration, other))
+        assert space(peer) == whole
+        peer.refused(SetConfig(WRITEBACK, 3, b"\0"))
