@@ -29,11 +29,11 @@ class Received(NamedTuple):
 
 
 class _Ring:
-    def __init__(self, guest: "Guest", index: int, packed: bool) -> None:
+    def __init__(self, guest: "Guest", index: int, packed: bool, base: int | None = None) -> None:
         layout = RingLayout(RING, packed)
-        base = index * _RING_SPACE
+        space = index * _RING_SPACE
         places = [
-            (base + at, size)
+            (space + at, size)
             for at, size in ((0, layout.descriptor), (16384, layout.avail), (32768, layout.used))
         ]
         for at, size in places:
@@ -41,13 +41,14 @@ class _Ring:
         parts = [memoryview(guest.ram)[at : at + size] for at, size in places]
         self.driver = DriverQueue(layout, *parts, big_endian=guest.big_endian)
         rings = [guest.memory.ring(at, size) for at, size in places]
-        start = 0x80008000 if packed else 0
+        if base is None:
+            base = 0x80008000 if packed else 0
         self.queue = Queue(
             index,
             layout,
             guest.memory,
             (rings[0], rings[1], rings[2]),
-            base=start,
+            base=base,
             big_endian=guest.big_endian,
         )
         self.lane = Lane(self.queue, guest.net.path(self.queue), -1)
@@ -196,6 +197,15 @@ class Guest:
         """Chains that the device has and that are not on the ring."""
         queue = self._rings[index].queue
         return queue.popped - queue.pushed
+
+    def restart(self, index: int, *, anew: bool) -> None:
+        """Stop a queue, and start it where it was, or anew as another driver does."""
+        ring = self._rings[index]
+        self.net.stop(index)
+        base = None if anew else ring.queue.base
+        ring.queue.close()
+        self._rings[index] = _Ring(self, index, ring.queue.packed, base)
+        self.net.set_enabled(index, True)
 
     def close(self) -> None:
         """Stop the queues; the device goes on."""

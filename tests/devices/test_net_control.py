@@ -317,6 +317,7 @@ def test_answers_of_all_sizes(guests: Callable[..., Pair]) -> None:
 def test_what_was_set_ends_with_its_driver(guests: Callable[..., Pair]) -> None:
     for end in (
         lambda it: it.net.set_enabled(2, False),
+        lambda it: it.restart(2, anew=True),
         lambda it: it.net.reset(),
         lambda it: it.net.negotiated(PLAIN),
     ):
@@ -325,6 +326,13 @@ def test_what_was_set_ends_with_its_driver(guests: Callable[..., Pair]) -> None:
         assert seen(guest, other) == {"everybody", "here"}
         end(guest)
         assert seen(guest, other) == set(ALL)
+
+
+def test_what_was_set_stays_while_the_queue_is_moved(guests: Callable[..., Pair]) -> None:
+    guest, other = guests()
+    assert guest.command(PROMISC, OFF) == OK
+    guest.restart(2, anew=False)
+    assert seen(guest, other) == {"everybody", "here"}
 
 
 def test_a_disabled_control_queue_is_not_served(guests: Callable[..., Pair]) -> None:

@@ -137,6 +137,7 @@ class Net(Device):
             raise DeviceError("net: this build of vhost serves no network devices; pip uninstall vhost-xen")
         control = self._control.ring()
         if queue.index == control:
+            self._control.start(queue)
             return None
         if queue.index >= (self.num_queues - 1 if control is None else control):
             behind = "" if control is None else f", and the control queue is {control}"
@@ -175,6 +176,9 @@ class Net(Device):
         self._tell()
 
     def stop(self, index: int) -> None:
+        if index == self._control.ring():
+            self._control.stop()
+            return
         if index not in self._running:
             return
         running = self._running[index]

@@ -21,7 +21,7 @@ from vhost.virtio.net import (
     VlanCommand,
     mac_tables,
 )
-from vhost.virtqueue import Chain
+from vhost.virtqueue import Chain, Queue
 
 __all__ = ("CONTROL_FEATURES", "Control", "is_station")
 
@@ -70,6 +70,8 @@ class Control:
         self._first_mac = mac
         self._changed = changed
         self._features = 0
+        self._queue: Queue | None = None
+        self._base: int | None = None  # where the queue was when it stopped
         #: ``struct vh_net_filter *`` for the receiving queues.
         self.filter: Any = ffi.new("struct vh_net_filter *")
         self._reset()
@@ -85,6 +87,17 @@ class Control:
         if features != self._features:
             self._features = features
             self.reset()
+
+    def start(self, queue: Queue) -> None:
+        """The control queue starts; where it does not go on from where it was, another driver has it."""
+        self._queue = queue
+        if queue.base != self._base:
+            self.reset()
+
+    def stop(self) -> None:
+        """It stops, for a change of guest memory say; what was set stays."""
+        if self._queue is not None:
+            self._base, self._queue = self._queue.base, None
 
     def use(self, in_use: bool) -> None:
         """The control queue is enabled or disabled; a front-end that disables it has lost its driver."""
