@@ -6,7 +6,7 @@ guest receives everything, on all receiving queues that are enabled.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from vhost._core import ffi, lib
@@ -119,7 +119,7 @@ class Control:
         self._warned = False  # a guest does not fill the log
         # Drivers that know nothing of filters expect none; the others say what they want.
         self._modes = int(lib.VH_NET_PROMISC)
-        self._tables: tuple[Sequence[bytes], Sequence[bytes]] = (), ()
+        self._stations = self._groups = b""
         lib.vh_net_filter_no_vlans(self.filter)
         self._set_filter()
 
@@ -149,7 +149,7 @@ class Control:
             case ControlClass.MAC:
                 if MacCommand(command[1]) is MacCommand.TABLE_SET:
                     self._need(NetFeature.CTRL_RX)
-                    self._tables = mac_tables(data, big_endian=big_endian)
+                    self._stations, self._groups = mac_tables(data, big_endian=big_endian)
                     self._set_filter()
                 else:
                     self._move(data)
@@ -195,16 +195,17 @@ class Control:
             raise ValueError(f"{feature.name} is not negotiated")
 
     def _set_filter(self) -> None:
-        modes, most = self._modes, int(lib.VH_NET_STATIONS) - 1
+        modes, most = self._modes, 6 * (int(lib.VH_NET_STATIONS) - 1)
         if self._features & NetFeature.CTRL_VLAN:
             modes |= lib.VH_NET_VLANS
-        stations, groups = self._tables
+        stations, groups = self._stations, self._groups
         # A device that cannot hold all addresses receives more than was asked for (5.1.6.5.2).
         if len(stations) > most or self.mac is None:
-            stations, modes = (), modes | lib.VH_NET_ALLUNI
+            stations, modes = b"", modes | lib.VH_NET_ALLUNI
         if len(stations) + len(groups) > most:
-            groups, modes = (), modes | lib.VH_NET_ALLMULTI
-        macs = [int.from_bytes(mac) for mac in (*stations, *groups, *([self.mac] if self.mac else []))]
+            groups, modes = b"", modes | lib.VH_NET_ALLMULTI
+        every = stations + groups + (self.mac or b"")
+        macs = [int.from_bytes(every[at : at + 6]) for at in range(0, len(every), 6)]
         lib.vh_net_filter_set(self.filter, modes, ffi.new("uint64_t[]", macs), len(macs))
 
 

@@ -177,8 +177,8 @@ class ConfigSpace(NamedTuple):
         return _CONFIG.pack(*self)
 
 
-def mac_tables(data: bytes, *, big_endian: bool) -> tuple[list[bytes], list[bytes]]:
-    """The addresses of MAC_TABLE_SET: of stations, and of groups (5.1.6.5.2).
+def mac_tables(data: bytes, *, big_endian: bool) -> tuple[bytes, bytes]:
+    """The addresses of MAC_TABLE_SET, 6 bytes each: of stations, and of groups (5.1.6.5.2).
 
     :raises ValueError: `data` is longer or shorter than its numbers of addresses say.
     """
@@ -188,7 +188,7 @@ def mac_tables(data: bytes, *, big_endian: bool) -> tuple[list[bytes], list[byte
         at += 4
         if at + 6 * count > len(data):
             raise ValueError(f"{count} addresses in {max(len(data) - at, 0)} bytes")
-        tables.append([data[start : start + 6] for start in range(at, at + 6 * count, 6)])
+        tables.append(data[at : at + 6 * count])
         at += 6 * count
     if at != len(data):
         raise ValueError(f"{len(data) - at} bytes behind the addresses")
