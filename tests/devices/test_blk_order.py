@@ -52,7 +52,9 @@ class Line(Disk):
         """What was written."""
         data = b""
         while len(data) < size:
-            data += self.ours.recv(size - len(data))
+            more = self.ours.recv(size - len(data))
+            assert more, f"only {len(data)} bytes"
+            data += more
         return data
 
     def close(self) -> None:
