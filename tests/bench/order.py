@@ -2,9 +2,9 @@
 """What IN_ORDER costs a disk whose requests overtake each other: latencies of reads beside others.
 
 ``python -m tests.bench.order IMAGE`` serves IMAGE, a file on a disk, past the page cache of the host or, with
-``--cached``, through it. Of four requests in flight one writes 1 MiB or, in turn, flushes; the others read 4 KiB
-at random. Three drivers have their turns: one that takes IN_ORDER if it is offered, one that never does, and one
-whose user asked for it.
+``--cached``, through it. Of four requests in flight one writes 1 MiB or, in turn, flushes; the others read
+4 KiB at random. Three drivers have their turns: one takes IN_ORDER if it is offered, one never does, and the
+user of one has asked for it.
 """
 
 import argparse
