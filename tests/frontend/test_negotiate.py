@@ -167,6 +167,14 @@ def test_wanting_what_is_not_offered(wanted: dict[str, Any], message: str) -> No
         vhost.connect(fake.peer, **wanted)
 
 
+def test_a_backend_that_counts_pairs() -> None:
+    with Fake() as fake, vhost.connect(fake.peer, queues=2, quirks="queue-num-pairs") as device:
+        assert device.num_queues == 2
+        assert SetVringEnable(1, 1) in fake.seen
+    with Fake() as fake, pytest.raises(LocalProtocolError, match="3 queues wanted, but the backend has 2"):
+        vhost.connect(fake.peer, queues=3, quirks="queue-num-pairs")
+
+
 def test_protocol_features_of_a_backend_that_has_none() -> None:
     with Fake(features=VirtioFeature.VERSION_1) as fake, pytest.raises(LocalProtocolError, match="bit 30"):
         vhost.connect(fake.peer, protocol_features=ProtocolFeature.MQ)

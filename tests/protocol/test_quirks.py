@@ -16,6 +16,7 @@ from vhost.protocol import (
     GetConfig,
     GetInflightFd,
     GetProtocolFeatures,
+    GetQueueNum,
     GetSharedObject,
     MemoryRegion,
     Message,
@@ -190,6 +191,7 @@ CASES: list[tuple[str, Callable[[Quirks], object], object, object]] = [
         PackedBase(5, True, 7, False),
         PackedBase(5, True, 7, False),
     ),
+    ("queue_num_pairs", lambda q: answer(q, GetQueueNum(), raw(8, (0, 8, 3)))[0], U64(6), U64(3)),
 ]
 
 

@@ -156,7 +156,8 @@ def negotiate(link: Link, options: Options) -> Exchange[Negotiated]:
         num_queues = yield from link.ask(GetQueueNum())
         if options.queues > num_queues:
             raise LocalProtocolError(
-                f"{options.queues} queues wanted, but the backend has {num_queues}; ask for fewer"
+                f"{options.queues} queues wanted, but the backend has {num_queues}; ask for fewer, "
+                f"or, if those are pairs, for the quirk queue-num-pairs"
             )
     mem_slots = 0
     if protocol & ProtocolFeature.CONFIGURE_MEM_SLOTS:

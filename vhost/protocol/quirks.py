@@ -128,6 +128,13 @@ class Quirks:
         source="DPDK vhost_user.c:1053-1080, 2520-2545",
         action="read a used half of zero as the avail half",
     )
+    queue_num_pairs: bool = _row(
+        False,
+        peer="network back-ends of DPDK",
+        differs="the answer to GET_QUEUE_NUM counts pairs of queues",
+        source="DPDK rte_vhost.h, rte_vhost_driver_set_max_queue_num(), which rte_eth_vhost.c calls",
+        action="read the number as twice as many rings",
+    )
 
     @classmethod
     def choose(cls, text: str) -> Self:

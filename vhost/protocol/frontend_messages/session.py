@@ -109,7 +109,13 @@ def _shmem_out(features: int, terms: Terms) -> int:
 
 @message(17, "GET_QUEUE_NUM", reply=U64, gate=Gate(offered_protocol=int(F.MQ)))
 class GetQueueNum(FrontendMessage):
-    """Asks how many queues the back-end supports."""
+    """Asks how many rings the back-end supports."""
+
+    def decode_reply(self, data: bytes, terms: Terms) -> Payload:
+        if not data:
+            return Empty()
+        number = U64.decode(data, terms).value
+        return U64(2 * number if terms.quirks.queue_num_pairs else number)
 
 
 @message(21, "SET_BACKEND_REQ_FD", fds=1, gate=Gate(offered_protocol=int(F.BACKEND_REQ)))
