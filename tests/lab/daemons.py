@@ -29,15 +29,20 @@ class Daemon(Process):
 
     socket: Path
 
-    def finish(self) -> None:
+    def finish(self, *, known: str | None = None) -> None:
         """Ends one of our daemons as a service manager would, and judges it.
 
+        :param known: a pattern of the one complaint that it has to make.
         :raises AssertionError: its status is not 0, it has complained, or its socket is still there.
         """
         status = self.stop()
         assert status == 0, f"{self.name} ended with status {status} on SIGTERM:\n{self.tail()}"
         complaints = self.complaints()
-        assert not complaints, f"{self.name} complains:\n" + "\n".join(complaints)
+        if known is None:
+            assert not complaints, f"{self.name} complains:\n" + "\n".join(complaints)
+        else:
+            assert len(complaints) == 1, complaints
+            assert re.search(known, complaints[0]), complaints
         assert not self.socket.exists(), f"{self.name} left its socket behind: {self.socket}"
 
     def complaints(self) -> list[str]:

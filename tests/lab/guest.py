@@ -48,16 +48,28 @@ class Stalled(LostGuest):
     """The guest hangs because the emulator lost a timer of it, as its kernel says: nobody's fault here."""
 
 
-def machine(kernel: Path, root: Path, *, memory: int = 512, cpus: int = 2, arguments: str = "") -> list[str]:
+def machine(
+    kernel: Path,
+    root: Path,
+    *,
+    memory: int = 512,
+    room: int = 0,
+    cpus: int = 2,
+    arguments: str = "",
+    board: str = "q35",
+) -> list[str]:
     """QEMU's command line for a guest whose memory other processes can map.
 
     :param memory: MiB.
+    :param room: MiB that can be plugged in addition.
     :param arguments: more for the kernel's command line.
+    :param board: QEMU's name of the machine.
     """
+    size = f"{memory}M,slots=8,maxmem={memory + room}M" if room else str(memory)
     return [
         tool("qemu-system-x86_64"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-cpu", "max"),
-        *("-machine", "q35,memory-backend=memory", "-m", str(memory), "-smp", str(cpus)),
+        *("-machine", f"{board},memory-backend=memory", "-m", size, "-smp", str(cpus)),
         *("-object", f"memory-backend-memfd,id=memory,size={memory}M,share=on"),
         *("-kernel", str(kernel), "-initrd", str(root)),
         *("-append", f"console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off {arguments}".strip()),

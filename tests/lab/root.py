@@ -11,7 +11,7 @@ from tests.lab.prerequisites import tool
 __all__ = ("write_root",)
 
 # ext4 wants a checksum that newer kernels have built in; modprobe knows.
-MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "ext4")
+MODULES = ("virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_mem", "ext4")
 INIT = Path(__file__).with_name("guest-init.sh")
 
 
