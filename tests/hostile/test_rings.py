@@ -2,15 +2,30 @@
 """Drivers that break the rules of their ring: it breaks, the front-end is told, nothing else happens."""
 
 import os
+import random
 import struct
+import threading
 from collections.abc import Callable
 
 import pytest
 
-from tests.backend.peer import DATA, GPA, RAM_SIZE, DriverRing, readable
+from tests.backend.peer import DATA, GPA, RAM_SIZE, USER, DriverRing, readable
 from tests.backend.serving import Serving
 from tests.hostile.raw import survived
-from vhost.protocol import SetVringCall, SetVringErr, SetVringKick, VirtioFeature
+from vhost.protocol import (
+    AddMemReg,
+    Message,
+    RemMemReg,
+    ResetOwner,
+    SetMemTable,
+    SetVringBase,
+    SetVringCall,
+    SetVringEnable,
+    SetVringErr,
+    SetVringKick,
+    SetVringNum,
+    VirtioFeature,
+)
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 SIZE = 16
@@ -246,6 +261,61 @@ def test_dead_call_and_err_descriptors_hurt_nobody(server: Serving) -> None:
         avail_backwards(ring)
         ring.kick_it()
         server.lines.wait("ring 0 is broken", level="ERROR")
+
+
+def test_memory_that_goes_under_a_ring_that_is_kicked_all_the_time(server: Serving) -> None:
+    """It comes back in parts, or not, and the ring is stopped, disabled and set up anew in between."""
+    with survived(server) as peer:
+        ring = peer.ready()
+        dice, stop = random.Random(1), threading.Event()
+
+        def kick() -> None:
+            while not stop.is_set():
+                ring.kick_it()
+
+        kicker = threading.Thread(target=kick)
+        kicker.start()
+        whole = peer.region()
+        parts = [peer.region(GPA + at, n, USER + at, at) for at, n in ((0, 0x2000), (0x2000, 0xFE000))]
+        there = [whole]
+        meddling: tuple[Message, ...] = (
+            SetVringEnable(0, 0),
+            SetVringEnable(0, 1),
+            SetVringNum(0, 8),
+            SetVringNum(0, 16),
+            SetVringBase(0, 0),
+            ResetOwner(),
+        )
+        for _ in range(150):
+            while there:
+                peer.do(RemMemReg(there.pop()))
+            peer.do(dice.choice(meddling))
+            for region in [whole] if dice.random() < 0.5 else parts[: dice.randint(0, 2)]:
+                peer.do(AddMemReg(region), [peer.ram])
+                there.append(region)
+            peer.ask(SetVringKick(0), [ring.kick])
+        peer.do(SetMemTable((whole,)), [peer.ram])
+        stop.set()
+        kicker.join()
+        peer.base()
+        fresh = peer.ring(0)
+        fresh.memory(0, 0x3000)[:] = bytes(0x3000)
+        peer.start(fresh)
+        assert fresh.request(b"on") == b"no"
+        assert not server.lines.having("", "ERROR")
+
+
+def test_other_memory_comes_where_a_ring_was(server: Serving) -> None:
+    with survived(server) as peer:
+        ring = peer.ready()
+        assert [ring.request(b"ab") for _ in range(5)] == [b"ba"] * 5
+        peer.do(RemMemReg(peer.region()))
+        other = peer.memory()
+        peer.do(AddMemReg(peer.region()), [other])
+        os.close(other)
+        assert readable(ring.err)
+        server.lines.wait("ring 0 is broken.*avail index is 0, but the last .* taken was 5", level="ERROR")
+        assert peer.base() == 5
 
 
 def test_peer_with_many_rings_gone(server: Serving) -> None:

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 from tests.backend.peer import FEATURES, PROTOCOL_FEATURES, RAM_SIZE, Peer
-from vhost.protocol import MemoryRegion, Message, ProtocolFeature, SetMemTable, SetOwner
+from vhost.protocol import AddMemReg, MemoryRegion, Message, ProtocolFeature, SetMemTable, SetOwner
 
 FOREIGN, GRANT, NO_ADVANCE, NO_ADVANCE_OLD = 0x1, 0x2, 0x100, 0x8
 ON_DEMAND = {
@@ -46,7 +46,7 @@ class Domain(Peer):
         region = MemoryRegion(self.gpa, size, self.user, 0, self.flags, domid=5)
         return SetMemTable((region._replace(**changes),))
 
-    def passing(self, do: Callable[[Message, list[int]], None], message: SetMemTable) -> None:
+    def passing(self, do: Callable[[Message, list[int]], None], message: SetMemTable | AddMemReg) -> None:
         """Do something with a message that takes a descriptor: one that there is no memory behind."""
         fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         do(message, [fd])

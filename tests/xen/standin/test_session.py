@@ -24,11 +24,13 @@ from vhost.devices.rng import Rng
 from vhost.errors import DeviceError
 from vhost.mem.xen import XenMemory
 from vhost.protocol import (
+    AddMemReg,
     GetFeatures,
     GetProtocolFeatures,
     IotlbMsg,
     IotlbType,
     ProtocolFeature,
+    RemMemReg,
     SetFeatures,
     SetOwner,
     SetProtocolFeatures,
@@ -361,6 +363,28 @@ def test_ring_pages_that_were_not_granted(echo: Served, flags: int, gnttab: Fake
         gnttab.granted = 256
         run(domain, ring)
         assert ring.request(b"granted") == b"detnarg"
+
+
+@every_kind
+def test_a_ring_rests_without_its_memory(
+    echo: Served, flags: int, gnttab: FakeGnttab, frames: Frames
+) -> None:
+    with echo.domain(flags) as domain:
+        ring = running(domain)
+        (region,) = domain.table().regions
+        for n in range(5):
+            assert ring.request(bytes([1, n])) == bytes([n, 1])
+            domain.do(RemMemReg(region))
+            assert gnttab.pages == 0
+            ring.add(bytes([2, n]), 64)
+            ring.kick_it()
+            if n % 2:
+                domain.passing(domain.do, domain.table())
+            else:
+                domain.passing(domain.do, AddMemReg(region))
+            assert ring.answer() == bytes([n, 2])
+        assert not readable(ring.err, 0)
+    assert not echo.lines.having("", "ERROR")
 
 
 # ---- what is refused ----
