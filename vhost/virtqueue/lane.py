@@ -92,10 +92,11 @@ class Lane:
             self._return(batch)
 
     def _begin(self, batch: Batch, steps: Iterator[None]) -> bool:
-        # True: all steps are taken. Where it has company, which the path may have completed, the request
-        # cannot go back to the ring, and so it does not give way.
+        # True: all steps are taken, and the chain is to be returned. Where it has company, which the path may
+        # have completed, the request cannot go back to the ring, and so it does not give way.
         if len(batch) == 1:
             self.queue.serve_in_steps(batch, 0, steps)
+            self.queue.step()  # mostly it is the only one
             return False
         for _ in steps:
             pass
