@@ -14,6 +14,7 @@ from tests.lab.machine import Machine
 from tests.lab.peers import Recorder
 from tests.lab.prerequisites import Missing, Policy, lacking, policy
 from tests.lab.root import write_root
+from tests.lab.uml import SUITES, Uml
 
 SECONDS = pytest.StashKey[list[tuple[str, float]]]()
 
@@ -81,6 +82,12 @@ def root(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("root") / "root.cpio"
     write_root(kernel, target)
     return target
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def uml(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Uml:
+    """A user-mode Linux of each suite."""
+    return Uml.made(request.param, tmp_path_factory.mktemp("uml") / "root.cpio")
 
 
 @pytest.fixture(scope="module")

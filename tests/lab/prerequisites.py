@@ -32,6 +32,7 @@ PACKAGES = {
     "nsenter": "util-linux",
     "qemu-storage-daemon": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "setarch": "util-linux",
     "setpriv": "util-linux",
     "setsid": "util-linux",
     "unshare": "util-linux",
