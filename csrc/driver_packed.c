@@ -99,7 +99,8 @@ static bool next(const struct vh_driver *d, struct vh_used *used)
     if (!packed_is_used(flags, d->used_wrap))
         return false;
     used->id = load16(&at->id, false);
-    used->len = le32toh(__atomic_load_n(&at->len, __ATOMIC_RELAXED));
+    /* Without the flag the length means nothing (2.8.4): some devices leave the buffer's own there. */
+    used->len = flags & DESC_WRITE ? le32toh(__atomic_load_n(&at->len, __ATOMIC_RELAXED)) : 0;
     return true;
 }
 

@@ -206,7 +206,9 @@ class PackedDevice:
         if at >= self.rig.size:
             at, wrap = at - self.rig.size, not wrap
         flags = (AVAIL | USED if wrap else 0) | (WRITE if length else 0)
-        struct.pack_into("<IH", self.rig.desc, 16 * at + 8, length, name)
+        if length:  # without WRITE, nobody looks at it: it stays the buffer's, as DPDK leaves it
+            struct.pack_into("<I", self.rig.desc, 16 * at + 8, length)
+        struct.pack_into("<H", self.rig.desc, 16 * at + 12, name)
         store16(self.rig.desc, 16 * at + 14, flags)
 
     def skip(self, slots: int) -> None:

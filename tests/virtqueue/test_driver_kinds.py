@@ -145,6 +145,18 @@ def test_ids_come_back_out_of_order_on_a_packed_ring() -> None:
     assert chain.slots == 4
 
 
+def test_a_length_without_the_flag_means_nothing() -> None:
+    rig = Rig(4, packed=True, check=True)
+    name = rig.driver.add([(0, 100)], [])
+    rig.driver.publish()
+    chain = rig.device.take()
+    assert chain is not None
+    rig.device.give(chain, 0)
+    assert isinstance(rig.device, PackedDevice)
+    assert rig.device._peek(0)[1] == 100
+    assert rig.driver.poll() == [(name, 0)]
+
+
 def test_part_of_a_batch_is_asked_for() -> None:
     for options in ({}, {"packed": True}):
         rig = Rig(8, in_order=True, **options)
