@@ -22,12 +22,14 @@ STORAGE_DAEMON = Peer("qemu-storage-daemon", lambda: asked([tool("qemu-storage-d
 
 
 class Daemon(Process):
-    """A daemon that listens.
+    """A daemon that listens, or connects to one that does.
 
     :param socket: path of the socket that it serves.
+    :param listens: it is the one that has made the socket.
     """
 
     socket: Path
+    listens = True
 
     def finish(self, *, known: str | None = None) -> None:
         """Ends one of our daemons as a service manager would, and judges it.
@@ -43,7 +45,8 @@ class Daemon(Process):
         else:
             assert len(complaints) == 1, complaints
             assert re.search(known, complaints[0]), complaints
-        assert not self.socket.exists(), f"{self.name} left its socket behind: {self.socket}"
+        if self.listens:
+            assert not self.socket.exists(), f"{self.name} left its socket behind: {self.socket}"
 
     def complaints(self) -> list[str]:
         """The lines of the log that are warnings or worse, or no log lines at all (a traceback, say)."""
@@ -60,6 +63,7 @@ def ours(
     name: str,
     place: Path | None = None,
     prefix: Sequence[str] = (),
+    connect: bool = False,
 ) -> Iterator[Daemon]:
     """One of our daemons, from "it listens" on; it is killed in the end unless it has ended before.
 
@@ -68,6 +72,7 @@ def ours(
     :param logs: folder for its log, ``name``.log.
     :param place: path of its socket; None: ``name``.sock in ``work``.
     :param prefix: a command that runs it, and becomes it.
+    :param connect: connect to the socket, as soon as somebody listens there.
     """
     path = place or work / f"{name}.sock"
     with (
@@ -76,9 +81,10 @@ def ours(
     ):
         address = f"{folder}/socket"  # unlike an abstract one, seen from other network namespaces too
         notices.bind(address)
-        argv = [*prefix, console_script(script), "-v", "--socket-path", path, *options]
+        where = "--connect" if connect else "--socket-path"
+        argv = [*prefix, console_script(script), "-v", where, path, *options]
         with Daemon(argv, logs / f"{name}.log", environment={"NOTIFY_SOCKET": address}) as daemon:
-            daemon.name, daemon.socket = script, path
+            daemon.name, daemon.socket, daemon.listens = script, path, not connect
             await_ready(daemon, notices)
             yield daemon
 
