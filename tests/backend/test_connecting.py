@@ -3,6 +3,7 @@
 
 import os
 import socket
+import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tests.backend.peer import TIMEOUT, Peer, footprint
 from tests.backend.serving import Serving
 from vhost.backend import dial
 from vhost.io import Listener
+from vhost.protocol import GetVringBase, SetMemTable, SetVringEnable
 
 pytestmark = pytest.mark.usefixtures("unix_build")
 
@@ -83,6 +85,23 @@ def test_pauses_grow_until_a_front_end_uses_the_device(mode: str, tmp_path: Path
         server.lines.wait("connection ended", count=7)
         assert len(server.lines.having("front-end connected", "INFO")) == 2
         assert len(server.lines.having("connection ended", "INFO")) == 3
+
+
+def test_a_front_end_goes_on_with_a_back_end_that_comes_back(mode: str, tmp_path: Path) -> None:
+    """As DPDK does: it disables and stops the rings of the last one, and is the owner already."""
+    with listening(tmp_path / "s") as listener, Serving(Echo(), mode, tmp_path / "s", connect=True) as server:
+        with accepted(listener) as peer:
+            assert peer.ready().request(b"abc") == b"cba"
+        with accepted(listener) as peer:
+            peer.sock.sendall(struct.pack("=5I", SetVringEnable.request, 1, 8, 0, 0))
+            peer.sock.sendall(struct.pack("=5I", GetVringBase.request, 1, 8, 0, 0))
+            assert struct.unpack("=5I", peer.sock.recv(100)) == (GetVringBase.request, 5, 8, 0, 0)
+            peer.negotiate()
+            peer.do(SetMemTable((peer.region(),)), [peer.ram])
+            ring = peer.ring(0, 16)
+            peer.start(ring)
+            assert ring.request(b"abc") == b"cba"
+        assert not server.lines.having("", "WARNING")
 
 
 def test_tries_in_vain_are_told_once(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,29 +228,6 @@ def test_bad_message_that_wants_no_reply_gets_none(server: Serving, bad: Bad) ->
         server.lines.wait(bad.line, level="WARNING")
 
 
-OWNERS_ONLY: list[tuple[int, bytes, int]] = [
-    (SET_MEM_TABLE, table((GPA, RAM_SIZE, USER, 0)), 1),
-    (ADD_MEM_REG, one(GPA, RAM_SIZE, USER), 1),
-    (REM_MEM_REG, one(GPA, RAM_SIZE, USER), 0),
-    (SET_VRING_NUM, STATE.pack(0, 16), 0),
-    (SET_VRING_ADDR, addr(), 0),
-    (SET_VRING_BASE, STATE.pack(0, 0), 0),
-    (SET_VRING_KICK, U64.pack(0), 1),
-    (SET_VRING_CALL, U64.pack(0), 1),
-    (SET_VRING_ERR, U64.pack(0), 1),
-    (SET_VRING_ENABLE, STATE.pack(0, 1), 0),
-]
-
-
-@pytest.mark.parametrize(("request_", "payload", "fds"), OWNERS_ONLY)
-def test_request_before_set_owner(server: Serving, request_: int, payload: bytes, fds: int) -> None:
-    with survived(server) as peer:
-        peer.negotiate()
-        send(peer, request_, payload, [peer.ram] * fds)
-        assert answer(peer)[0] == request_
-        server.lines.wait("before SET_OWNER", level="WARNING")
-
-
 def _wrong_version(peer: Peer) -> None:
     send(peer, 1, flags=2)
 

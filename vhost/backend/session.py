@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vhost.backend.addresses import RingAddresses
@@ -71,25 +70,16 @@ MakeMemory = Callable[[], GuestMemory]
 Output = tuple[bytes, list[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Handler:
-    call: Callable[["Session", Any, Request], Payload | None]
-    before_owner: bool
-
-
-_HANDLERS: dict[type[Message], _Handler] = {}
+_HANDLERS: dict[type[Message], Callable[["Session", Any, Request], Payload | None]] = {}
 _M = TypeVar("_M", bound=Message)
 _Method = Callable[["Session", _M, Request], Payload | None]
 
 
-def _handles(kind: type[_M], *, before_owner: bool = False) -> Callable[[_Method[_M]], _Method[_M]]:
-    """Enter a method as the one that serves `kind`; it returns the answer where one is always due.
-
-    :param before_owner: SET_OWNER need not have come.
-    """
+def _handles(kind: type[_M]) -> Callable[[_Method[_M]], _Method[_M]]:
+    """Enter a method as the one that serves `kind`; it returns the answer where one is always due."""
 
     def enter(method: _Method[_M]) -> _Method[_M]:
-        _HANDLERS[kind] = _Handler(method, before_owner)
+        _HANDLERS[kind] = method
         return method
 
     return enter
@@ -122,18 +112,14 @@ class Session:
         self.rings = [Ring(index, device, memory, self._shared, run) for index in range(device.num_queues)]
         #: The front-end has gone, between two messages.
         self.over = False
-        self._owned = False
+        #: The front-end has begun to use the device.
+        self.begun = False
         self._connection.offered_features = self._offer.virtio
         self._connection.offered_protocol_features = self._offer.protocol
         # Descriptors that go with the answer to the request that is served now, and are closed behind it.
         self._answer_fds: list[int] = []
         self._standing: Standing | None = None
         self._stand()
-
-    @property
-    def begun(self) -> bool:
-        """Whether the front-end has begun to use the device (SET_OWNER)."""
-        return self._owned
 
     def feed(self, data: bytes, fds: Sequence[int]) -> Iterator[Output]:
         """Take what one read brought, act, and say what to send, one answer after the other.
@@ -201,9 +187,7 @@ class Session:
             handler = _HANDLERS.get(type(message))
             if handler is None:
                 raise ProtocolError(f"{message.name} is not supported by this back-end")
-            if not (self._owned or handler.before_owner):
-                raise ProtocolError(f"{message.name} before SET_OWNER")
-            value = handler.call(self, message, request)
+            value = handler(self, message, request)
         except (VhostError, OSError) as error:
             log.warning("%s: refused: %s: %s", self.device.name, message, str(error))
             return self._connection.ack(request, 1)
@@ -217,12 +201,13 @@ class Session:
 
     # ---- features ----
 
-    @_handles(fe.GetFeatures, before_owner=True)
+    @_handles(fe.GetFeatures)
     def _get_features(self, _: fe.GetFeatures, request: Request) -> U64:
         return U64(self._offer.virtio)
 
-    @_handles(fe.SetFeatures, before_owner=True)
+    @_handles(fe.SetFeatures)
     def _set_features(self, message: fe.SetFeatures, request: Request) -> None:
+        self.begun = True
         features = offered_only(message.features, self._offer.virtio)
         logging_only = features & ~_LOG_ALL == self._shared.features & ~_LOG_ALL
         with self._paused() if logging_only else self._started(Ring.changed):
@@ -252,11 +237,11 @@ class Session:
         except Exception:
             log.exception("%s: the device failed to go back to features %#x", self.device.name, before)
 
-    @_handles(fe.GetProtocolFeatures, before_owner=True)
+    @_handles(fe.GetProtocolFeatures)
     def _get_protocol_features(self, _: fe.GetProtocolFeatures, request: Request) -> U64:
         return U64(self._offer.protocol)
 
-    @_handles(fe.SetProtocolFeatures, before_owner=True)
+    @_handles(fe.SetProtocolFeatures)
     def _set_protocol_features(self, message: fe.SetProtocolFeatures, request: Request) -> None:
         features = offered_protocol_features(message.features, self._offer.protocol)
         shared = self._shared
@@ -266,22 +251,23 @@ class Session:
         self._stand()
         log.info("%s: protocol features %#x negotiated", self.device.name, features)
 
-    @_handles(fe.GetQueueNum, before_owner=True)
+    @_handles(fe.GetQueueNum)
     def _get_queue_num(self, _: fe.GetQueueNum, request: Request) -> U64:
         return U64(len(self.rings))
 
     # ---- owner and reset ----
 
-    @_handles(fe.SetOwner, before_owner=True)
+    @_handles(fe.SetOwner)
     def _set_owner(self, _: fe.SetOwner, request: Request) -> None:
-        self._owned = True
+        # Nothing depends on it: to a back-end that comes back, DPDK's virtio-user does not send it again.
+        self.begun = True
 
-    @_handles(fe.ResetOwner, before_owner=True)
+    @_handles(fe.ResetOwner)
     def _reset_owner(self, _: fe.ResetOwner, request: Request) -> None:
         # Deprecated, and read in two ways: to disable the rings is the one that hurts nobody.
         self._apply(RingEvent.RESET_OWNER, self.rings)
 
-    @_handles(fe.ResetDevice, before_owner=True)
+    @_handles(fe.ResetDevice)
     def _reset_device(self, _: fe.ResetDevice, request: Request) -> None:
         for ring in self.rings:
             ring.stop()
@@ -301,7 +287,7 @@ class Session:
             self._repeats.clear()
             self._shared.translations.clear()
 
-    @_handles(fe.GetMaxMemSlots, before_owner=True)
+    @_handles(fe.GetMaxMemSlots)
     def _get_max_mem_slots(self, _: fe.GetMaxMemSlots, request: Request) -> U64:
         return U64(self.memory.max_regions)
 
@@ -353,7 +339,7 @@ class Session:
 
     # ---- translations ----
 
-    @_handles(fe.SetBackendReqFd, before_owner=True)  # as QEMU sends it
+    @_handles(fe.SetBackendReqFd)  # as QEMU sends it
     def _set_backend_req_fd(self, _: fe.SetBackendReqFd, request: Request) -> None:
         self._shared.translations.set_channel(request.take_fd())
 
@@ -488,7 +474,7 @@ class Session:
 
     # ---- configuration space ----
 
-    @_handles(fe.GetConfig, before_owner=True)
+    @_handles(fe.GetConfig)
     def _get_config(self, message: fe.GetConfig, request: Request) -> ConfigReply:
         config = self.device.config()
         if message.offset >= len(config):
@@ -497,7 +483,7 @@ class Session:
         part = config[message.offset : message.offset + message.size].ljust(message.size, b"\0")
         return ConfigReply(message.offset, message.flags, part)
 
-    @_handles(fe.SetConfig, before_owner=True)
+    @_handles(fe.SetConfig)
     def _set_config(self, message: fe.SetConfig, request: Request) -> None:
         if message.flags & ~_MIGRATION:
             raise ProtocolError(
