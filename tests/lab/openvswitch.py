@@ -119,9 +119,10 @@ class Switch:
         """A port that is a back-end: it connects to the front-end that listens at ``path``."""
         self._port(name, "dpdkvhostuserclient", f"vhost-server-path={path}")
 
-    def listening(self, name: str, path: Path) -> None:
+    def server(self, name: str, path: Path, *, packed: bool) -> None:
         """A port that is a front-end: it listens at ``path``, and waits for a back-end to connect."""
-        self._port(name, "dpdk", f"dpdk-devargs=net_virtio_user{name},path={path},server=1,queues=1")
+        device = f"net_virtio_user_{name},path={path},server=1,queues=1,packed_vq={int(packed)}"
+        self._port(name, "dpdk", f"dpdk-devargs={device}")
 
     def _port(self, name: str, kind: str, option: str) -> None:
         port = ("add-port", "bridge", name, "--", "set", "Interface", name)
