@@ -11,7 +11,7 @@ import functools
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -95,7 +95,7 @@ class Commanded(abc.ABC):
         with far:
             self.process = self._start(logs, far.fileno())
         try:
-            self.boot = self._ready("booting")
+            self.boot = self._up()
         except BaseException:
             self.close()
             raise
@@ -155,6 +155,10 @@ class Commanded(abc.ABC):
         """Kills the guest if it still runs."""
         self.process.kill()
         self._commands.close()
+
+    def _up(self) -> str:
+        # The boot in which it is ready.
+        return self._ready("booting")
 
     def _again(self, doing: str) -> None:
         boot = self._ready(doing)
@@ -240,6 +244,28 @@ class Guest(Commanded):
         """What a reset button does; returns when the guest is up again."""
         self.qmp.execute("system_reset")
         self._again("coming back from a reset")
+
+    def become(self, other: "Guest") -> None:
+        """Ends, and goes on as another one, to which the guest has moved."""
+        self.close()
+        vars(self).update(vars(other))
+
+    def storm(self, resets: int, pauses: Iterator[float]) -> None:
+        """Many resets, wherever in its boot each finds the guest; returns when it is up after the last one.
+
+        :param pauses: seconds before each.
+        """
+        for _, pause in zip(range(resets), pauses, strict=False):
+            time.sleep(pause)
+            self.qmp.execute("system_reset")
+        # What earlier boots have said is here when all processors stand still, and nothing of the last one.
+        self.qmp.execute("stop")
+        while select.select([self._commands], [], [], 0)[0] and self._commands.recv(65536):
+            pass
+        self._received.clear()
+        self.qmp.execute("system_reset")
+        self.qmp.execute("cont")
+        self._again("coming back from many resets")
 
     def close(self) -> None:
         """Kills QEMU if it still runs."""

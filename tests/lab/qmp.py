@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""QEMU's control socket, as far as the lab needs it: one command at a time, events skipped.
+"""QEMU's control socket, as far as the lab needs it: one command at a time, events kept.
 
 The protocol: JSON objects, one per line; docs/interop/qmp-spec.rst of QEMU.
 """
@@ -20,6 +20,7 @@ class Qmp:
     def __init__(self, connection: socket.socket, seconds: float = 20) -> None:
         connection.settimeout(seconds)
         self._stream = connection.makefile("rw", encoding="utf-8")
+        self._events: list[dict[str, Any]] = []
         self._receive("QMP")
         self.execute("qmp_capabilities")
 
@@ -31,30 +32,35 @@ class Qmp:
         :raises OSError: QEMU refuses it, is gone, or is silent.
         """
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
-        self._stream.write(json.dumps({"execute": command, "arguments": named}) + "\n")
+        message = {"execute": command, "arguments": named} if named else {"execute": command}
+        self._stream.write(json.dumps(message) + "\n")
         self._stream.flush()
         return self._receive("return")
 
     def await_event(self, name: str, **data: Any) -> None:
-        """Waits for an event with these data, among others; those that came before an answer are gone.
+        """Waits for an event that was not waited for before.
 
-        :raises OSError: it does not come in time.
+        :param data: what it must say.
+        :raises OSError: QEMU is gone, or is silent.
         """
         while True:
-            event = self._receive("event", whole=True)
-            told = event.get("data", {})
-            if event["event"] == name and all(told.get(key) == value for key, value in data.items()):
-                return
+            for event in self._events:
+                if event["event"] == name and data.items() <= event.get("data", {}).items():
+                    self._events.remove(event)
+                    return
+            self._receive("event")
 
     def close(self) -> None:
         """Closes the connection."""
         self._stream.close()
 
-    def _receive(self, kind: str, *, whole: bool = False) -> Any:
+    def _receive(self, kind: str) -> Any:
         for line in self._stream:
             answer = json.loads(line)
             if "error" in answer:
                 raise OSError(f"QEMU refuses: {answer['error'].get('desc', answer)}")
+            if "event" in answer:
+                self._events.append(answer)
             if kind in answer:
-                return answer if whole else answer[kind]
+                return answer[kind]
         raise ConnectionResetError("QEMU closed its control socket")

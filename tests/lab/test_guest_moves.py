@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""A guest moves to another QEMU and on while it writes and pings, with rings of both kinds; at each place there
+is a daemon of ours for each of its devices."""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.lab.card import card
+from tests.lab.daemons import Daemon, ours
+from tests.lab.guest import QEMU, Guest, machine
+from tests.lab.kernel import LINUX, Kernel
+from tests.lab.machine import vhost_user
+from tests.lab.migration import migrate
+from tests.lab.peers import met
+from tests.lab.writers import answered, writing
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+
+DISK_BYTES = 16 << 20
+MOVES = 2
+PINGS = "grep -c 'bytes from' /tmp/pings"
+
+
+@met(QEMU, LINUX, deed="`vhost-blk`, `vhost-net`: two live migrations under I/O, split and packed rings")
+def test_a_guest_moves_while_it_writes(kernel: Kernel, root: Path, work: Path, logs: Path) -> None:
+    images = {ring: work / f"{ring}.img" for ring in ("split", "packed")}
+    for image in images.values():
+        image.write_bytes(os.urandom(DISK_BYTES))
+
+    def place(life: int, stack: ExitStack) -> tuple[list[Daemon], list[str], Path]:
+        # The daemons of one place, QEMU's command line, and a folder for its logs.
+        def start(script: str, name: str, *options: str | os.PathLike[str]) -> Daemon:
+            return stack.enter_context(ours(script, *options, name=f"{name}-{life}", work=work, logs=logs))
+
+        daemons, devices = [], []
+        for ring, image in images.items():
+            # Both places have the image open for a moment; QEMU sees to it that only one uses it.
+            disk = start("vhost-blk", ring, "--no-lock", "--num-queues=2", "-b", image)
+            packed = "on" if ring == "packed" else "off"
+            devices += vhost_user(f"vhost-user-blk-pci,num-queues=2,packed={packed}", disk.socket, ring)
+            daemons.append(disk)
+        net = start("vhost-net", "net", "--respond=10.0.2.0/24")
+        devices += card(f"socket,id=net,path={net.socket}", 1, "packed")
+        folder = logs / str(life)
+        folder.mkdir()
+        return [*daemons, net], [*machine(kernel.image, root, memory=256), *devices], folder
+
+    with ExitStack() as stack:
+        daemons, argv, folder = place(0, stack)
+        guest = stack.enter_context(Guest(argv, folder, daemons))
+        guest.run("ip address add 10.0.2.2/24 dev eth0; ip link set eth0 up")
+        guest.run("ping -i 0.1 10.0.2.1 > /tmp/pings 2>&1 &")
+        with writing(guest, "vda") as split, writing(guest, "vdb") as packed:
+            for life in range(1, MOVES + 1):
+                answered(split)
+                answered(packed)
+                old, (daemons, argv, folder) = daemons, place(life, stack)
+                migrate(guest, argv, folder, daemons, socket=work / "migration.sock")
+                for daemon in old:
+                    daemon.finish()
+                pings = int(guest.run(PINGS))
+                guest.run(f"while [ $({PINGS}) -lt {pings + 5} ]; do sleep 0.1; done", 60)
+            answered(split)
+            answered(packed)
+        faults = guest.run("dmesg | grep -ciE 'virtio.*(head|error)|I/O error|blk_update' || true")
+        assert faults == "0", guest.run("dmesg | tail -50")
+        assert guest.power_off() == 0, guest.process.tail()
+        assert guest.process.output() == ""
+        for daemon in daemons:
+            daemon.finish()
