@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""A guest moves to another QEMU and on while it writes and pings, with rings of both kinds; at each place there
-is a daemon of ours for each of its devices."""
+"""A guest moves to another QEMU and on while it writes and pings, with rings of both kinds; each place has a
+daemon of ours for each device.
+"""
 
 import os
 from contextlib import ExitStack
