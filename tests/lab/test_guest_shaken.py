@@ -17,7 +17,7 @@ from tests.lab.guest import QEMU, Guest, machine
 from tests.lab.kernel import LINUX, Kernel
 from tests.lab.machine import vhost_user
 from tests.lab.peers import met
-from tests.lab.writers import answered, writing
+from tests.lab.writers import onwards, writing
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -66,10 +66,10 @@ def rig(kernel: Kernel, root: Path, work: Path, logs: Path) -> Iterator[Rig]:
 def test_a_guest_is_stopped_and_continued(rig: Rig) -> None:
     with writing(rig.guest) as done:
         for _ in range(STOPS):
-            answered(done)
+            onwards(done)
             rig.guest.qmp.execute("stop")
             rig.guest.qmp.execute("cont")
-        answered(done)
+        onwards(done)
 
 
 def plug(guest: Guest, name: str, socket: Path, **device: Any) -> None:
@@ -123,4 +123,4 @@ def test_a_storm_of_resets(rig: Rig) -> None:
     rig.guest.run("(while dd if=/dev/vda of=/dev/null bs=64k iflag=direct; do :; done) > /dev/null 2>&1 &")
     rig.guest.storm(RESETS, iter(lambda: dice.uniform(0, 3), None))
     with writing(rig.guest) as done:
-        answered(done)
+        onwards(done)
