@@ -23,6 +23,7 @@ from vhost.protocol import (
     ResetOwner,
     SetFeatures,
     SetMemTable,
+    SetVringCall,
     SetVringEnable,
     VirtioFeature,
 )
@@ -116,6 +117,27 @@ def card(mode: str, work: Path) -> Iterator[tuple[Serving, Peer, DriverRing, Dri
             yield server, peer, receives, sends
         assert not server.lines.having("", "ERROR")
     device.close()
+
+
+def test_what_was_used_before_is_called_for_by_a_new_descriptor(
+    slow_disk: tuple[Blk, int], tmp_path: Path
+) -> None:
+    device, pipe = slow_disk
+    with serving(device, "threads", tmp_path) as server, server.connect() as peer:
+        ring = peer.ready()
+        peer.do(SetVringCall(0, no_fd=True))
+        ring.add(header(0), SECTOR + 1)
+        os.write(pipe, b"z" * SECTOR)
+        ring.kick_it()
+        while not taken(ring):
+            peer.value(GetQueueNum())
+        peer.do(SetVringEnable(0, 0))
+        while readable(ring.call, 0):
+            os.eventfd_read(ring.call)
+        peer.do(SetVringCall(0), [ring.call])
+        peer.do(SetVringEnable(0, 1))
+        assert readable(ring.call)
+        assert ring.answer() == b"z" * SECTOR + b"\0"
 
 
 def send(ring: DriverRing) -> None:

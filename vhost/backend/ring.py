@@ -116,6 +116,7 @@ class Ring(Waiting):
             self._call.set(fd)
             if self._queue is not None:
                 self._queue.call_fd = fd
+            if self.state.started:
                 self._call.signal()  # what was used before went unheard, if there was no descriptor yet
         finally:
             self._settle()
