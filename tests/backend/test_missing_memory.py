@@ -234,6 +234,23 @@ def test_a_ring_ends_while_its_memory_is_away_and_its_device_holds_chains(
         assert not ring.driver.poll()
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_what_a_device_holds_waits_while_its_ring_is_disabled(holding: Serving, kind: VirtioFeature) -> None:
+    holder = holding.device
+    assert isinstance(holder, Holder)
+    with holding.connect() as peer:
+        ring = ready(peer, kind)
+        words = hold(peer, ring, holder)
+        peer.do(SetVringEnable(0, 0))
+        assert holder.events[-1] == "stop 0"  # when it could have answered
+        before = bytes(ring.memory(0, 0x3000))
+        holder.answer_now()
+        assert bytes(ring.memory(0, 0x3000)) == before
+        peer.do(SetVringEnable(0, 1))
+        assert gather(ring, len(words)) == words
+    assert not holding.lines.having("", "ERROR")
+
+
 def test_other_memory_that_goes_takes_no_answers_with_it(holding: Serving) -> None:
     holder = holding.device
     assert isinstance(holder, Holder)
