@@ -17,6 +17,7 @@ from tests.lab.console import stalled
 from tests.lab.daemons import ours
 from tests.lab.guest import CommandFailed, Guest, LostGuest, Stalled
 from tests.lab.initramfs import Initramfs
+from tests.lab.inner import inner_pytest
 from tests.lab.kernel import Kernel
 from tests.lab.prerequisites import Missing, Policy, policy, tool
 from tests.lab.uml import SUITES, Uml, UmlGuest
@@ -119,18 +120,7 @@ def test_that_fails(guest):
 def test_a_test_is_repeated_once_after_a_stall_and_for_nothing_else(tmp_path: Path) -> None:
     script = tmp_path / "test_repeats.py"
     script.write_text(REPEATS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "tests.lab.stalls",
-        "-p",
-        "no:cacheprovider",
-        "-rA",
-        script,
-    ]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    done = inner_pytest("-p", "tests.lab.stalls", "-rA", script)
     said = done.stdout
     assert done.returncode == 1, said + done.stderr
     assert "3 failed, 2 passed" in said, said
