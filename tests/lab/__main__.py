@@ -28,6 +28,7 @@ def fetch() -> int:
     print(archive.unpacked(["libblkio1"], "trixie"))
     for suite in uml.SUITES:
         print(uml.uml_kernel(suite).root)
+    print(uml.tools())
     print(debian_kernel(s390x.MACHINE).image, s390x.qemu().root, s390x.busybox(), sep="\n")
     for userland in (testpmd.dpdk(), *(backend.userland() for backend in BACKENDS), xen.emulator()):
         print(userland.root)

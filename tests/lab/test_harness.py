@@ -96,14 +96,19 @@ boots = []
 @pytest.fixture(scope="module")
 def guest():
     boots.append(None)
+    if len(boots) == 1:
+        raise Stalled("while booting")
     return len(boots)
 
+def test_that_cannot_boot(guest):
+    assert guest == 2
+
 def test_that_stalls(guest):
-    if guest == 1:
+    if guest == 2:
         raise Stalled("once")
 
 def test_with_the_same_guest(guest):
-    assert guest == 2
+    assert guest == 3
 
 def test_that_stalls_again(guest):
     raise Stalled("for ever")
@@ -112,7 +117,7 @@ def test_that_loses_it(guest):
     raise LostGuest(f"boot {len(boots)}")
 
 def test_that_fails(guest):
-    assert guest == 3
+    assert guest == 4
     raise AssertionError("fails")
 """
 
@@ -123,11 +128,11 @@ def test_a_test_is_repeated_once_after_a_stall_and_for_nothing_else(tmp_path: Pa
     done = inner_pytest("-p", "tests.lab.stalls", "-rA", script)
     said = done.stdout
     assert done.returncode == 1, said + done.stderr
-    assert "3 failed, 2 passed" in said, said
-    for failure in ("Stalled: for ever", "LostGuest: boot 3", "AssertionError: fails"):
+    assert "3 failed, 3 passed" in said, said
+    for failure in ("Stalled: for ever", "LostGuest: boot 4", "AssertionError: fails"):
         assert failure in said, said
     stalls = re.findall(r"lab: the emulator stalled in \S+::(\w+)", said)
-    assert stalls == ["test_that_stalls", "test_that_stalls_again"]
+    assert stalls == ["test_that_cannot_boot", "test_that_stalls", "test_that_stalls_again"]
 
 
 def test_a_process_does_not_outlive_the_lab(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.lab.process import Process
 from tests.lab.root import write_root
 from tests.lab.userland import LIBRARIES
 
-__all__ = ("SUITES", "UML", "Uml", "UmlGuest", "blk", "net", "running", "uml_kernel")
+__all__ = ("SUITES", "UML", "Uml", "UmlGuest", "blk", "net", "running", "tools", "uml_kernel")
 
 SUITES = ("trixie", "sid")  # of these, 6.12 and newer
 MODULES = ("virtio_blk", "virtio_net", "8021q")
@@ -60,6 +60,14 @@ UML = Peer("user-mode Linux", lambda: ", ".join(uml_kernel(suite).version for su
 def where_modules_are(root: Path) -> None:
     # Debian has them in a folder where no tool looks for them.
     (root / MODULES_FOLDER).symlink_to("uml/modules")
+
+
+def tools() -> Path:
+    """A userland of programs that a guest can use, ``ethtool`` for now.
+
+    :raises Missing: this machine's apt cannot provide it.
+    """
+    return archive.closure(["ethtool"], SUITES[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +145,8 @@ class UmlGuest(Commanded):
         super().close()
 
     def tool(self, command: str) -> str:
-        """Runs a program of a userland of this machine's cache, which the guest sees as it is: ``ethtool``.
-
-        :raises Missing: this machine's apt cannot provide it.
-        """
-        root = archive.closure(["ethtool"], "bookworm")
+        """Runs a program of :func:`tools`, in whose folder of this machine the guest looks."""
+        root = tools()
         mounted = "grep -q ' /mnt hostfs' /proc/mounts"
         self.run(f"{mounted} || mount -t hostfs -o {root} none /mnt")
         return self.run(f"chroot /mnt {command}")
