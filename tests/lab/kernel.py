@@ -17,6 +17,7 @@ __all__ = ("LINUX", "Kernel", "debian_kernel")
 # Where a kernel is found, best first: of the 6.12 series or newer for this machine.
 SOURCES = {
     "": (("linux-image-amd64", "bookworm-backports"), ("linux-image-amd64", "trixie")),
+    "arm64": (("linux-image-arm64", "bookworm"),),
     "s390x": (("linux-image-s390x", "bookworm"),),
 }
 
