@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.lab import archive, block_tools, guest, rust, s390x, testpmd, uml, wheels, xen
+from tests.lab import aarch64, archive, block_tools, guest, rust, s390x, testpmd, uml, wheels, xen
 from tests.lab.backends import BACKENDS
 from tests.lab.daemons import ours
 from tests.lab.dom0 import LOST, LostDom0
@@ -29,7 +29,8 @@ def fetch() -> int:
     for suite in uml.SUITES:
         print(uml.uml_kernel(suite).root)
     print(uml.tools())
-    print(debian_kernel(s390x.MACHINE).image, s390x.qemu().root, s390x.busybox(), sep="\n")
+    for other in (s390x, aarch64):
+        print(debian_kernel(other.MACHINE).image, other.qemu().root, other.busybox(), sep="\n")
     for userland in (testpmd.dpdk(), *(backend.userland() for backend in BACKENDS), xen.emulator()):
         print(userland.root)
     print(rust.front_end())

@@ -14,7 +14,7 @@ from tests.lab.process import Process
 from tests.lab.root import write_root
 from tests.lab.userland import Userland
 
-__all__ = ("LINUX_AARCH64", "QEMU_AARCH64", "guest")
+__all__ = ("LINUX_AARCH64", "MACHINE", "QEMU_AARCH64", "busybox", "guest", "qemu")
 
 MACHINE, SUITE = "arm64", "bookworm"  # as Debian calls it
 MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng")
@@ -29,6 +29,14 @@ def qemu() -> Userland:
     :raises Missing: this machine's apt cannot provide it.
     """
     return Userland(archive.closure(("qemu-system-arm",), SUITE))
+
+
+def busybox() -> Path:
+    """The guest's programs.
+
+    :raises Missing: this machine's apt cannot provide them.
+    """
+    return archive.unpacked(["busybox-static"], SUITE, MACHINE) / "bin/busybox"
 
 
 QEMU_AARCH64 = Peer("QEMU for aarch64", lambda: asked([*qemu().command(PROGRAM, "--version")]))
@@ -47,8 +55,7 @@ def guest(devices: Sequence[str], logs: Path, work: Path, witnesses: Sequence[Pr
     :raises Missing: this machine's apt cannot provide a part.
     """
     kernel, root = debian_kernel(MACHINE), work / "aarch64.cpio"
-    busybox = archive.unpacked(["busybox-static"], SUITE, MACHINE) / "bin/busybox"
-    write_root(kernel, root, MODULES, busybox)
+    write_root(kernel, root, MODULES, busybox())
     argv = (
         *map(str, qemu().command(PROGRAM, "-L", qemu().root / "usr/share/qemu")),
         *("-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-cpu", "cortex-a57"),
