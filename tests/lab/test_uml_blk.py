@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 RING_PACKED = 34  # number of the feature's bit
 MIB = 1 << 20
 DISK_BYTES = 64 * MIB
-RELOADS = 5
+RELOADS = 3
 
 
 @dataclass(frozen=True, slots=True)
