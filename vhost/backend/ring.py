@@ -160,7 +160,7 @@ class Ring(Waiting):
                 self.lane.drain()
             self._resume()
             if self._suspended and self.state.enabled:
-                self._host.translations.ask(self, self._missing())
+                self.translated()
         elif self._runner is not None or not self._host.enabled:
             self._rest()
             if self._served and not self._host.enabled and self._queue is not None:

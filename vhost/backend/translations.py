@@ -43,7 +43,6 @@ class _Asked:
     sent: bool = False
     read: bool = False  # by the front-end
     turn: int = 0  # when it was sent
-    probe: bool = False  # sent again, to see what becomes of those before it
     lost: bool = False  # its answer was of no use: asked for again only when there is a reason
 
     @property
@@ -139,13 +138,14 @@ class Translations:
         """Have `ring` wait until all that is needed is known, and ask for what nobody has asked for yet.
 
         :param ahead: what it will need next, and does not wait for.
-        :param again: find out whether the front-end has been asked and will not answer: ask it once more for
-            the first range, and when it answers, for all that it was asked for before and left out.
+        :param again: if there is nothing new to ask for, ask once more for the first range: the front-end
+            may have had no answer before. When it answers, it is asked again for all that it left out.
         :returns: False: there is nothing to wait for, all is known.
         """
         with self._lock:
             self._leave(ring)
             waits: set[_Asked] = set()
+            before = len(self._asked)
             # What is asked for writing will mostly be readable too.
             for miss in sorted(needed, key=_writes_first):
                 if len(waits) == _MOST:
@@ -153,9 +153,6 @@ class Translations:
                 for entry in self._entries(miss, waits):
                     if len(waits) == _MOST:
                         break
-                    if again:
-                        self._try_again(entry)
-                        again = False
                     waits.add(entry)
                     entry.waiting.add(ring)
             if not waits:
@@ -166,6 +163,10 @@ class Translations:
                 for _ in self._entries(miss):
                     if len(self._asked) >= _LIMIT:
                         break
+            if again and len(self._asked) == before:
+                self._look()
+                if first := next((entry for entry in self._asked if entry in waits and entry.read), None):
+                    self._again(first)
             if len(self._asked) > _LIMIT:
                 self._forget_what_nobody_waits_for()
             self._flush()
@@ -302,7 +303,7 @@ class Translations:
         return next((entry for entry in self._asked if entry.covers(address, write=write)), None)
 
     def _again(self, entry: _Asked) -> None:
-        entry.sent = entry.read = entry.lost = entry.probe = False
+        entry.sent = entry.read = entry.lost = False
         self._unsent[entry] = IotlbType.MISS
 
     def _complain(self) -> None:
@@ -310,17 +311,22 @@ class Translations:
             log.warning("rings wait for translations, and there is no channel on which to ask for them")
             self._mute = True
 
+    def _pass_over(self, turn: int) -> None:
+        # The front-end answers in turn: where it has read what was sent before this one, it had no answer.
+        if not (before := [entry for entry in self._asked if entry.sent and entry.turn < turn]):
+            return
+        self._look()
+        for entry in before:
+            if entry.read:
+                entry.lost = True
+                if entry.waiting:
+                    self._again(entry)
+
     def _look(self) -> None:
         # A front-end that has read all, and does not answer some of it, has no answer to that.
         if self._channel is not None and self._channel.read:
             for entry in self._asked:
                 entry.read = entry.sent
-
-    def _try_again(self, entry: _Asked) -> None:
-        self._look()
-        if entry.read:
-            self._again(entry)
-            entry.probe = True
 
     def _leave(self, ring: Waiter) -> None:
         for entry in self._waits.pop(ring, ()):
@@ -345,12 +351,10 @@ class Translations:
             elif entry.sent and start <= entry.address:
                 denied.append(entry)
         awake: dict[Waiter, None] = {}
+        if turns := [entry.turn for entry, _ in served if entry.sent]:
+            self._pass_over(min(turns))
         for entry, left in served:
             self._remove(entry)
-            if entry.probe:
-                for other in self._asked:
-                    if other.sent and other.turn < entry.turn:
-                        self._again(other)
             more = [piece for address, n in left for piece in self._entries(Miss(address, n, entry.write))]
             for ring in entry.waiting:
                 waits = self._waits[ring]

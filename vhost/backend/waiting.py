@@ -58,7 +58,8 @@ class Waiting(Life):
             self._settle()
 
     def translated(self) -> None:
-        """The translations that the ring waits for are there; in the control plane's thread."""
+        """The translations that the ring waits for are there, or it has to ask for them; in the control
+        plane's thread."""
         if self.broken or not self.state.started:
             return
         lane = self.lane
@@ -114,7 +115,7 @@ class Waiting(Life):
                 lane.queue.refresh()
             self._settle()
             if busy:
-                self._host.translations.ask(self, self._missing())
+                self.translated()  # or not yet: it asks then
 
     def heard(self) -> None:
         """The ring was kicked while it waits for translations: it asks, also for what the front-end has been
