@@ -14,6 +14,6 @@ from tests.backend.serving import Serving
 @pytest.fixture(params=["threads", "asyncio"])
 def server(unix_build: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Serving]:
     before = footprint()
-    with Serving(Echo(), request.param, tmp_path / "socket", features="+iommu") as serving:
+    with Serving(Echo(), request.param, tmp_path / "socket", features="+iommu,+indirect") as serving:
         yield serving
     assert footprint() == before

@@ -53,7 +53,7 @@ class Slow:
     def __init__(self, mode: str, path: Path) -> None:
         self.disk = SlowDisk()
         self.device = Blk(self.disk, num_queues=2)
-        self.serving = Serving(self.device, mode, path, features="+iommu", **ONE_WORKER[mode])
+        self.serving = Serving(self.device, mode, path, features="+iommu,+indirect", **ONE_WORKER[mode])
 
     @contextmanager
     def connect(self, **options: Any) -> Iterator[Frontend]:

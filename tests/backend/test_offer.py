@@ -33,6 +33,7 @@ from vhost.protocol import (
 )
 
 PLATFORM = VirtioFeature.ACCESS_PLATFORM
+INDIRECT = VirtioFeature.RING_INDIRECT_DESC
 CHANNEL = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
 
 
@@ -94,10 +95,11 @@ def test_by_default_nothing_that_needs_a_front_end_to_play_along(connect: Connec
 @pytest.mark.parametrize(
     ("text", "added", "removed"),
     [
-        ("+iommu", PLATFORM, 0),
-        ("+access-platform", PLATFORM, 0),
-        ("-packed,-indirect", 0, VirtioFeature.RING_PACKED | VirtioFeature.RING_INDIRECT_DESC),
-        (" +iommu , -loud ", PLATFORM, EchoFeature.LOUD),
+        ("+iommu", PLATFORM, INDIRECT),
+        ("+access-platform", PLATFORM, INDIRECT),
+        ("+iommu,+indirect", PLATFORM, 0),
+        ("-packed,-indirect", 0, VirtioFeature.RING_PACKED | INDIRECT),
+        (" +iommu , -loud ", PLATFORM, INDIRECT | EchoFeature.LOUD),
         ("-event-idx,-log,-in-order", 0, 1 << 29 | 1 << 26 | 1 << 35),
         ("-packed,+packed", 0, 0),
         ("+packed,-packed", 0, VirtioFeature.RING_PACKED),
@@ -208,7 +210,7 @@ def test_addresses_are_as_they_are_without_a_channel(
 ) -> None:
     protocol = (PROTOCOL_FEATURES | CHANNEL) & ~missing
     with (
-        Serving(Named(), "threads", tmp_path / "socket", features="+iommu") as serving,
+        Serving(Named(), "threads", tmp_path / "socket", features="+iommu,+indirect") as serving,
         serving.connect(Untold) as peer,
     ):
         offers(peer)
@@ -221,7 +223,7 @@ def test_addresses_are_as_they_are_without_a_channel(
 
 @pytest.mark.parametrize("first", ["virtio", "protocol"])
 def test_addresses_are_translated_in_whatever_order_it_is_negotiated(connect: Connect, first: str) -> None:
-    with connect("+iommu") as peer:
+    with connect("+iommu,+indirect") as peer:
         offers(peer)
         messages = [SetFeatures(FEATURES | PLATFORM), SetProtocolFeatures(PROTOCOL_FEATURES | CHANNEL)]
         for message in messages if first == "virtio" else messages[::-1]:
@@ -237,7 +239,7 @@ def test_addresses_are_translated_in_whatever_order_it_is_negotiated(connect: Co
 
 
 def test_a_running_ring_goes_on_when_the_channel_is_given_up(connect: Connect) -> None:
-    with connect("+iommu") as peer:
+    with connect("+iommu,+indirect") as peer:
         offers(peer)
         peer.tell(SetProtocolFeatures(PROTOCOL_FEATURES | CHANNEL))
         peer.do(SetFeatures(FEATURES | PLATFORM))

@@ -47,7 +47,7 @@ def test_signal_without_a_client(tmp_path: Path, number: int) -> None:
 def test_what_is_offered_is_the_users_choice(tmp_path: Path, module: str, options: tuple[str, ...]) -> None:
     changes = (
         "--features",
-        "+iommu,-event-idx",
+        "+iommu,+indirect,-event-idx",
         "--features",
         "-packed",
         "--features=-protocol.inflight-shmfd",

@@ -133,7 +133,7 @@ def test_numbered_frames_for_a_big_endian_guest(tmp_path: Path, stack: ExitStack
 
 
 def test_a_guest_with_an_iommu(tmp_path: Path, stack: ExitStack) -> None:
-    running = start(stack, tmp_path, "-c2", "--features=+iommu")
+    running = start(stack, tmp_path, "-c2", "--features=+iommu,+indirect")
     ends = [
         stack.enter_context(connect(f"{tmp_path}/s{index}", queues=2, iommu=LinearIommu()))
         for index in range(2)

@@ -17,5 +17,5 @@ def device() -> Reverse:
 @pytest.fixture
 def backend(no_leaks: None, unix_build: None, device: Reverse) -> Iterator[socket.socket]:
     """A connection to a backend that serves `device`, and offers all it can."""
-    with served(device, "+iommu") as sock:
+    with served(device, "+iommu,+indirect") as sock:
         yield sock

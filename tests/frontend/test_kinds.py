@@ -237,7 +237,7 @@ def test_as_much_is_asked_for_each_ring_however_many_there_are() -> None:
     for queues in (1, 2, 4, 8, 16):
         iommu = LinearIommu(grain=PAGE)
         with (
-            served(Many(), "+iommu") as sock,
+            served(Many(), "+iommu,+indirect") as sock,
             vhost.connect(sock, queues=queues, iommu=iommu, ram_size=4 << 20) as device,
         ):
             rings = [device.queue(index) for index in range(queues)]
@@ -280,7 +280,7 @@ class Keeper(Reverse):
 def test_chains_with_the_device_are_returned_before_a_translation_goes(kind: str) -> None:
     keeper, iommu = Keeper(), LinearIommu(grain=1 << 21)
     with (
-        served(keeper, "+iommu") as sock,
+        served(keeper, "+iommu,+indirect") as sock,
         vhost.connect(sock, iommu=iommu, ram_size=1 << 18, timeout=10, **KINDS[kind]) as device,
     ):
         queue = device.queue(0)

@@ -126,7 +126,7 @@ def test_a_disk_behind_an_iommu(
 ) -> None:
     image, name = work / f"{ring}-{queues}.img", f"{ring}-{queues}"
     image.write_bytes(os.urandom(DISK_BYTES))
-    features = "--features=+iommu" if indirect else "--features=+iommu,-indirect"
+    features = "--features=+iommu,+indirect" if indirect else "--features=+iommu"
     folder = logs / name
     folder.mkdir()
     with ExitStack() as stack:

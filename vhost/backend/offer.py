@@ -28,6 +28,7 @@ _MAX_QUEUE_SIZE = 32768
 # Plain integers: operations on flags take longer than all the rest of a request.
 _PLATFORM = int(VirtioFeature.ACCESS_PLATFORM)
 _IN_ORDER = int(VirtioFeature.IN_ORDER)
+_INDIRECT = int(VirtioFeature.RING_INDIRECT_DESC)
 _PROTOCOL_FEATURES = int(VirtioFeature.PROTOCOL_FEATURES)
 _XEN_MMAP = int(ProtocolFeature.XEN_MMAP)
 _CONFIG = int(ProtocolFeature.CONFIG)
@@ -60,14 +61,16 @@ class Offer(NamedTuple):
             raise DeviceError(
                 f"{device.name}: the Xen build of vhost cannot do without {_listed(device, lacking)}"
             )
-        offer = (served & ~_off(device) | choice.on) & ~choice.off
+        offer = (served & ~_off(device, choice.on) | choice.on) & ~choice.off
         virtio = offer & (1 << PROTOCOL_SHIFT) - 1
         return cls(virtio, offer >> PROTOCOL_SHIFT if virtio & _PROTOCOL_FEATURES else 0)
 
 
-def _off(device: Device) -> int:
+def _off(device: Device, on: int) -> int:
     # What is served and not offered by default. Many a front-end has no IOMMU, and its driver takes the bit.
-    return _PLATFORM * (not Memory.uses_xen) | _IN_ORDER * (not device.in_order)
+    # With one, an indirect table is a page more to be translated for each request.
+    translated = not Memory.uses_xen and bool(on & _PLATFORM)
+    return _PLATFORM * (not Memory.uses_xen) | _IN_ORDER * (not device.in_order) | _INDIRECT * translated
 
 
 def _protocol(device: Device) -> int:
