@@ -5,21 +5,32 @@
  */
 #include "core.h"
 
+/* Descriptors and translations that are looked at: chains may share them, and so be as long as the driver likes. */
+enum { LOOKS = 8192 };
+
 struct list {
     const struct vh_queue *q;
     const struct vh_mem *mem;
     struct vh_lack *at;
     uint32_t n, max;
     uint32_t chain;
+    uint32_t looks; /* so far */
 };
 
-/* The buffer from its first address on that has no translation. Returns whether there is room for more. */
+static bool look(struct list *l)
+{
+    return l->looks < LOOKS && ++l->looks;
+}
+
+/* The buffer from its first address on that has no translation. Returns whether to look for more. */
 static bool buffer(struct list *l, uint64_t addr, uint64_t len, bool write)
 {
     while (len) {
         const struct vh_region *r = vh_mem_find(l->mem, addr);
         uint64_t take;
 
+        if (!look(l))
+            return false;
         if (!r || !(write ? r->writable : r->readable)) {
             l->at[l->n++] = (struct vh_lack){.addr = addr, .len = len, .chain = l->chain, .write = write};
             return l->n < l->max;
@@ -58,7 +69,7 @@ static bool table(struct list *l, uint64_t addr, uint32_t len)
                                  : load_split_desc(r->host + (at - r->gpa), 0, q->kind == VH_SPLIT_BIG);
         if (d.flags & DESC_INDIRECT)
             return true;
-        if (!buffer(l, d.addr, d.len, d.flags & DESC_WRITE))
+        if (!look(l) || !buffer(l, d.addr, d.len, d.flags & DESC_WRITE))
             return false;
         if (q->kind == VH_PACKED) {
             i++;
@@ -83,6 +94,8 @@ static bool chain(struct list *l, uint32_t i, uint32_t *slots)
                                              : load_split_desc(q->desc, i, q->kind == VH_SPLIT_BIG);
 
         ++*slots;
+        if (!look(l))
+            return false;
         room = d.flags & DESC_INDIRECT ? table(l, d.addr, d.len) : buffer(l, d.addr, d.len, d.flags & DESC_WRITE);
         if (!(d.flags & DESC_NEXT))
             break;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Every rule a driver can break ends in a VirtqueueError that names the numbers; the ring stays broken."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -215,4 +216,20 @@ def test_descriptor_table_is_read_once_per_entry() -> None:
     g.desc(0, 0x1000, 4096, WRITE | NEXT, 5)
     assert (chain.readable, chain.writable) == (16, 0)
     assert chain.read() == b"checked bytes..."
+    g.close()
+
+
+def test_what_endless_chains_lack_is_soon_found() -> None:
+    """Chains that share their descriptors, and these their table, would be looked at a billion times."""
+    size = 1024
+    g = Guest(size)
+    queue = g.start(indirect=True, translation=g.memory)
+    for i in range(size):
+        g.desc(i, TABLE, 16 * size, INDIRECT | NEXT, (i + 1) % size)
+        g.desc(i, DATA, 16, NEXT if i + 1 < size else 0, (i + 1) % size, table=TABLE)
+    g.offer(*range(size))
+    began = time.monotonic()
+    assert queue.lacking() == ([], [])
+    assert time.monotonic() - began < 1
+    queue.close()
     g.close()
