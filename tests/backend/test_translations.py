@@ -305,11 +305,13 @@ def test_a_kick_asks_again_for_what_nobody_answered(server: Serving) -> None:
         peer.start(ring)
 
         def again(count: int) -> None:
-            """Ask for so many ranges, be left alone, and be kicked."""
+            """Ask for so many ranges, be left alone, and be kicked until an answer is late."""
             asked = peer.ask_for(count)
             for _ in range(3):
-                ring.kick_it()
-                probe = peer.asked()
+                deadline, probe = time.monotonic() + TIMEOUT, None
+                while probe is None and time.monotonic() < deadline:
+                    ring.kick_it()
+                    probe = peer.asked(QUIET)
                 assert probe in asked
                 assert peer.asked(QUIET) is None
             assert probe is not None

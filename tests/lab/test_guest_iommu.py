@@ -30,8 +30,9 @@ RESETS = 5
 BLOCKS = 150  # of 4096 bytes, written and read by each processor
 # Header, data and status of a request, each mapped by itself; and its indirect table.
 BUFFERS, TABLE = 3, 1
-# Of questions, a part: now and then one is asked twice, because a ring is kicked before QEMU has answered.
-SPARE = 0.05
+# Questions for each request beyond these: on a machine with much else to do, QEMU may answer so late that
+# one is asked twice.
+SPARE = 0.1
 
 # One for each processor, each on a part of the disk of its own.
 WORK = f"""\

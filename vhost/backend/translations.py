@@ -5,6 +5,7 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
+from time import monotonic
 from typing import Final, Protocol
 
 from vhost.backend.channel import RequestChannel, Watch
@@ -21,6 +22,8 @@ _PAGE: Final = 4096
 _MOST: Final = 64
 # Ranges asked for beyond which nothing is asked for in advance.
 _LIMIT: Final = 1024
+# Seconds for which an answer may be under way.
+_PATIENCE: Final = 0.05
 
 
 class Waiter(Protocol):
@@ -43,6 +46,7 @@ class _Asked:
     sent: bool = False
     read: bool = False  # by the front-end
     turn: int = 0  # when it was sent
+    since: float = 0.0  # likewise, by the clock
     lost: bool = False  # its answer was of no use: asked for again only when there is a reason
 
     @property
@@ -138,8 +142,9 @@ class Translations:
         """Have `ring` wait until all that is needed is known, and ask for what nobody has asked for yet.
 
         :param ahead: what it will need next, and does not wait for.
-        :param again: if there is nothing new to ask for, ask once more for the first range: the front-end
-            may have had no answer before. When it answers, it is asked again for all that it left out.
+        :param again: if there is nothing new to ask for, ask once more for the first range that has had no
+            answer for 50 ms: the front-end may have had none before. When it answers, it is asked again for
+            all that it left out.
         :returns: False: there is nothing to wait for, all is known.
         """
         with self._lock:
@@ -165,7 +170,9 @@ class Translations:
                         break
             if again and len(self._asked) == before:
                 self._look()
-                if first := next((entry for entry in self._asked if entry in waits and entry.read), None):
+                late = monotonic() - _PATIENCE
+                left_out = (entry for entry in self._asked if entry in waits and entry.read)
+                if first := next((entry for entry in left_out if entry.since < late), None):
                     self._again(first)
             if len(self._asked) > _LIMIT:
                 self._forget_what_nobody_waits_for()
@@ -388,7 +395,7 @@ class Translations:
             del self._unsent[entry]
             if kind is IotlbType.MISS:
                 self.asked += 1
-                entry.sent, entry.turn = True, self.asked
+                entry.sent, entry.turn, entry.since = True, self.asked, monotonic()
 
 
 def _writes_first(miss: Miss) -> bool:
