@@ -154,8 +154,7 @@ void vh_inflight_untaken(struct vh_queue *q, const struct vh_chain *c)
     if (q->kind == VH_PACKED) {
         volatile struct packed_region *r = in->region;
 
-        /* Older chains may have been returned since it was taken. What is on the list of free entries is not in
-         * flight. */
+        /* Older chains may have been returned since it was taken. Entries on the free list are not in flight. */
         in->next[c->last] = in->free;
         r->desc[c->last].next = in->free;
         r->old_free_head = in->free = c->entry;

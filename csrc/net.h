@@ -11,7 +11,7 @@
 enum { NET_HEADER_MAX = 12, NUM_BUFFERS = 10 };
 enum { NET_NEEDS_CSUM = 1 };
 
-/* What is in the header of a frame, in the byte order of the ring. */
+/* The fields of a frame's header, in the byte order of the ring. */
 static inline uint16_t field(const struct vh_net *n, uint16_t value)
 {
     return n->big ? htobe16(value) : htole16(value);

@@ -15,7 +15,7 @@ _SIGNED = ("--features", "--quirk")
 def add_quirk(options: Any, peers: str) -> None:
     """Add ``--quirk`` to a parser or a group; its values are joined by commas, as ``quirks=`` takes them.
 
-    :param peers: who has quirks.
+    :param peers: the programs that have quirks, in words.
     """
     options.add_argument(
         "--quirk",

@@ -110,6 +110,8 @@ def test_tries_in_vain_are_told_once(mode: str, tmp_path: Path, monkeypatch: pyt
         server.lines.wait("trying again")
         time.sleep(0.3)  # some thirty tries
         assert len(server.lines.seen) == 2, server.lines.seen
+        with listening(tmp_path / "s") as listener, accepted(listener) as peer:  # it has not given up
+            assert peer.ready().request(b"abc") == b"cba"
 
 
 def test_the_end_does_not_wait_for_the_next_try(

@@ -358,7 +358,7 @@ class Queue:
             steps.close()
             batch.drop_views(0)
         finally:
-            batch.chains[0].state = lib.VH_PUSHED  # for who still has it
+            batch.chains[0].state = lib.VH_PUSHED  # for a device that still has it
             lib.vh_put_back(self._q, batch.cdata, 0)
             self._take_back(batch)
 
